@@ -1,0 +1,1 @@
+"""Flower apps, strategies, partitioning: what turns a graphcl model into a federation."""

@@ -1,0 +1,142 @@
+"""The Flower ClientApp: the same for simulation and edge nodes, whatever carries its messages.
+
+A message is answered from three things: its content, the node's context, and the experiment in
+the run's configuration. What a personal algorithm keeps on the node lies in the context's state,
+written only after a message was answered, so that a failed round leaves no trace.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from logging import ERROR
+
+import torch
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
+
+from federation.experiment import Experiment, Scalar
+from federation.learners import NodeLearner
+from federation.records import to_arrays, to_tensors
+from federation.strategies import ALGORITHMS, Exchange
+from graphcl.errors import FederationError
+from graphcl.training import seed_everything
+
+app = ClientApp()
+
+_STATE = "learner"
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Tell the server which partition this node holds and what its data look like."""
+
+    def answer(exchange: Exchange) -> RecordDict:
+        facts = exchange.learner.facts() | {"partition-id": _partition(context)}
+        return RecordDict({"facts": MetricRecord(dict(facts))})
+
+    return _answer(message, context, answer, keep=False)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train for one round and reply with what the algorithm sends up."""
+
+    def answer(exchange: Exchange) -> RecordDict:
+        started = time.perf_counter()
+        server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+        partition = _partition(context)
+        exchange.receive(message.content)
+        seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
+        terms = exchange.learner.fit(exchange.penalty)
+        content = exchange.reply()
+        metrics = {
+            "partition-id": partition,
+            "num-examples": exchange.learner.facts()["num-examples"],
+            "loss": terms["loss"],
+            "seconds": time.perf_counter() - started,
+        }
+        content["metrics"] = MetricRecord(dict(metrics))
+        return content
+
+    return _answer(message, context, answer, keep=True)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the node's model on its own validation and test samples."""
+
+    def answer(exchange: Exchange) -> RecordDict:
+        exchange.receive(message.content)
+        metrics = exchange.learner.evaluate(exchange.predict)
+        return RecordDict(
+            {"metrics": MetricRecord({"partition-id": _partition(context), **metrics})}
+        )
+
+    return _answer(message, context, answer, keep=False)
+
+
+def _answer(
+    message: Message, context: Context, answer: Callable[[Exchange], RecordDict], *, keep: bool
+) -> Message:
+    """Answer a message, or say in an error reply what went wrong."""
+    try:
+        with _exchange(context, keep) as exchange:
+            return Message(answer(exchange), reply_to=message)
+    except Exception as error:
+        # A node must not take the federation down; the server records the reason.
+        reason = f"{type(error).__name__}: {error}"
+        log(ERROR, "client %s failed: %s", context.node_config.get("partition-id"), reason)
+        return Message(
+            Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
+        )
+
+
+def _partition(context: Context) -> int:
+    try:
+        return int(context.node_config["partition-id"])
+    except KeyError:
+        raise FederationError(
+            "this node has no 'partition-id'; start its SuperNode with "
+            '--node-config "partition-id=0 num-partitions=N"'
+        ) from None
+
+
+@contextmanager
+def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
+    """Bring the node's learner to the state in its context; write it back if asked."""
+    experiment = experiment_of(context.run_config)
+    threads = experiment.simulation.cpus_per_client
+    if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
+        torch.set_num_threads(threads)
+    exchange = _build(experiment, _partition(context))
+    learner = exchange.learner
+    stored = context.state.array_records.get(_STATE)
+    # The learner still holds this very state where the last message came to the same process.
+    if exchange.personal and (stored is None or learner.holds is not stored):
+        learner.start() if stored is None else learner.load_state(to_tensors(stored))
+    learner.holds = None
+    yield exchange
+    if exchange.personal:
+        if keep:
+            context.state[_STATE] = stored = to_arrays(learner.state())
+        learner.holds = stored
+
+
+def experiment_of(run_config: dict[str, Scalar]) -> Experiment:
+    """Return the experiment in a run's configuration."""
+    return _experiment_of(tuple(sorted(run_config.items())))
+
+
+@lru_cache(maxsize=4)
+def _experiment_of(items: tuple[tuple[str, Scalar], ...]) -> Experiment:
+    return Experiment.from_flat(dict(items))
+
+
+@lru_cache(maxsize=512)  # bounds what thousands of clients hold in one process
+def _build(experiment: Experiment, partition: int) -> Exchange:
+    exchange = ALGORITHMS[experiment.strategy.name].exchange
+    learner = NodeLearner(experiment, partition, exchange.projector(experiment))
+    return exchange(experiment, learner)

@@ -1,0 +1,132 @@
+"""Who takes part: discovery of the nodes, and the seeded cohort of every round."""
+
+import time
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from federation.experiment import WEIGHT_STRATEGIES, Experiment
+from federation.strategies import Facts
+from graphcl.errors import FederationError
+from graphcl.training import numpy_rng
+
+
+def discover(grid: Grid, experiment: Experiment) -> Facts:
+    """Wait for all nodes, and ask each for its partition and the shape of its data.
+
+    Raises:
+        FederationError: If nodes are missing, two claim one partition, or their data do not fit
+            one another.
+    """
+    nodes = _wait_for_nodes(grid, experiment)
+    messages = [
+        Message(RecordDict(), dst_node_id=node, message_type=f"{MessageType.QUERY}.hello")
+        for node in nodes
+    ]
+    found: dict[int, int] = {}
+    facts: dict[int, dict[str, int]] = {}
+    for reply in grid.send_and_receive(messages, timeout=experiment.run.timeout or None):
+        if reply.has_error():
+            raise FederationError(f"a node could not start: {reply.error.reason}")
+        told = {name: int(value) for name, value in reply.content["facts"].items()}  # type: ignore[arg-type]
+        partition = told["partition-id"]
+        if partition in facts:
+            raise FederationError(
+                f"two nodes claim partition {partition}; give every node its own 'partition-id'"
+            )
+        found[reply.metadata.src_node_id] = partition
+        facts[partition] = told
+    if len(facts) < experiment.partition.clients:
+        raise FederationError(
+            f"{len(facts)} of {experiment.partition.clients} nodes said hello within "
+            f"{experiment.run.timeout:g} s"
+        )
+    return Facts(
+        nodes=dict(sorted(found.items(), key=lambda item: item[1])),
+        in_channels=_agree(facts, "in-channels", experiment.strategy.name in WEIGHT_STRATEGIES),
+        num_classes=_agree(facts, "num-classes", True),
+    )
+
+
+def _wait_for_nodes(grid: Grid, experiment: Experiment) -> list[int]:
+    """Poll until all nodes are there: a simulation starts before they are registered."""
+    expected = experiment.partition.clients
+    deadline = time.monotonic() + (experiment.run.timeout or 600.0)
+    while len(nodes := list(grid.get_node_ids())) < expected:
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"{len(nodes)} of partition.clients = {expected} nodes are connected after "
+                f"{experiment.run.timeout:g} s; start the others or lower partition.clients"
+            )
+        time.sleep(0.05)
+    return nodes
+
+
+def _agree(facts: Mapping[int, Mapping[str, int]], name: str, needed: bool) -> int:
+    values = {partition: told[name] for partition, told in facts.items()}
+    if needed and len(set(values.values())) > 1:
+        raise FederationError(f"the clients differ in {name}: {dict(sorted(values.items()))}")
+    return max(values.values())
+
+
+def draw_cohort(experiment: Experiment, server_round: int) -> list[int]:
+    """Return the partitions that train in a round, ascending.
+
+    They are drawn over partitions, never over node ids, which Flower makes up anew in every run.
+    """
+    clients = experiment.partition.clients
+    size = max(1, round(experiment.strategy.fraction * clients))
+    rng = numpy_rng(experiment.run.seed, "cohort", server_round)
+    return sorted(int(partition) for partition in rng.choice(clients, size, replace=False))
+
+
+class CohortGrid(Grid):
+    """A grid that shows a strategy the nodes of one cohort and forwards everything else.
+
+    Flower's strategies draw their own cohorts over the nodes they see; shown just the cohort,
+    they take all of it.
+    """
+
+    def __init__(self, grid: Grid, nodes: Iterable[int]):
+        self._grid = grid
+        self._nodes = list(nodes)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the cohort."""
+        return self._nodes
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid behind."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Forward to the grid behind."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Forward to the grid behind."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Forward to the grid behind."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Forward to the grid behind."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Forward to the grid behind."""
+        return self._grid.send_and_receive(messages, timeout=timeout)

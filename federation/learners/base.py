@@ -1,0 +1,105 @@
+"""The contract between a node's model and the federated algorithms."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from graphcl.errors import ReplyError
+
+
+class Forward(NamedTuple):
+    """One forward pass over labelled samples."""
+
+    embedding: Tensor  # [num_samples, embedding_channels]
+    logits: Tensor  # [num_samples, num_classes]
+    y: Tensor  # [num_samples], class ids
+
+
+Penalty = Callable[[Forward], Mapping[str, Tensor]]
+Predict = Callable[[Forward], Mapping[str, Tensor]]
+
+
+class Learner(ABC):
+    """A model with its data on one node.
+
+    Attributes:
+        model: The whole model; its ``head`` is linear and reads the embedding.
+        num_classes: Number of classes over all clients.
+        embedding_channels: Width of the embedding.
+        holds: The stored record whose state this learner has, if it is known.
+    """
+
+    model: nn.Module
+    head: nn.Linear
+    num_classes: int
+    embedding_channels: int
+    optimizer: torch.optim.Optimizer
+    holds: object = None
+
+    @abstractmethod
+    def facts(self) -> dict[str, int]:
+        """Return what the server must know to plan: sample, feature and class counts."""
+
+    @abstractmethod
+    def fit(self, penalty: Penalty) -> dict[str, float]:
+        """Train for a round; return the loss terms of the last epoch.
+
+        Args:
+            penalty: Named terms of the federated algorithm, added to the learner's own loss.
+        """
+
+    @abstractmethod
+    def features(self) -> Forward:
+        """Return one pass over the training samples in evaluation mode, without gradient."""
+
+    @abstractmethod
+    def evaluate(self, predict: Predict) -> dict[str, float]:
+        """Return validation and test metrics of every inference that ``predict`` names.
+
+        The first inference named is the one that counts.
+        """
+
+    @abstractmethod
+    def reset_optimizer(self) -> None:
+        """Forget the optimiser's moments."""
+
+    def start(self) -> None:
+        """Go back to the state of the first round."""
+        if not hasattr(self, "_initial"):
+            self._initial = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self._initial)
+        self.reset_optimizer()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that must survive until the next round: weights and moments."""
+        state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state`."""
+        self.load_weights(
+            {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
+        )
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer/"):
+                _, index, slot = name.split("/")
+                slots.setdefault(int(index), {})[slot] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the model's weights.
+
+        Raises:
+            ReplyError: If they belong to another model.
+        """
+        try:
+            self.model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise ReplyError(f"received weights of another model: {error}") from None

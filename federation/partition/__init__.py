@@ -1,0 +1,22 @@
+"""Ways of dividing a graph over clients: pure functions of the data and a seed."""
+
+from federation.partition.communities import louvain
+from federation.partition.label_skew import dirichlet
+from federation.partition.report import (
+    ClientReport,
+    PartitionReport,
+    natural_report,
+    partition_report,
+)
+from federation.partition.silos import natural, subgraph
+
+__all__ = [
+    "ClientReport",
+    "PartitionReport",
+    "dirichlet",
+    "louvain",
+    "natural",
+    "natural_report",
+    "partition_report",
+    "subgraph",
+]

@@ -1,0 +1,17 @@
+"""Federated algorithms, one file each, both halves in it."""
+
+from federation.strategies.base import Algorithm, Exchange, Facts
+from federation.strategies.feddbp import FEDDBP
+from federation.strategies.fedproto import FEDPROTO
+from federation.strategies.local import LOCAL
+from federation.strategies.weights import FEDAVG, FEDPROX
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "local": LOCAL,
+    "fedavg": FEDAVG,
+    "fedprox": FEDPROX,
+    "fedproto": FEDPROTO,
+    "feddbp": FEDDBP,
+}
+
+__all__ = ["ALGORITHMS", "Algorithm", "Exchange", "Facts"]

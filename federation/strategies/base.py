@@ -1,0 +1,140 @@
+"""The two halves of an algorithm, and what every server half of ours shares."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from torch import Tensor, nn
+
+from federation.experiment import Experiment
+from federation.learners import Forward, Learner
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the nodes told the server before the first round.
+
+    Attributes:
+        nodes: Partition of every node: ``node id -> partition id``.
+        in_channels: Width of the input features.
+        num_classes: Number of classes over all clients.
+    """
+
+    nodes: Mapping[int, int]
+    in_channels: int
+    num_classes: int
+
+
+class Exchange(ABC):
+    """Client half of an algorithm: reads what came, shapes the loss, writes the reply.
+
+    Attributes:
+        personal: Whether the model stays on the node from round to round.
+        projector: What the algorithm puts between encoder and head; built from its width.
+    """
+
+    personal: ClassVar[bool] = True
+
+    def __init__(self, experiment: Experiment, learner: Learner):
+        self.experiment = experiment
+        self.learner = learner
+
+    @classmethod
+    def projector(cls, experiment: Experiment) -> Callable[[int], nn.Module] | None:
+        """Return what builds the projector from the embedding's width, if there is one."""
+        return None
+
+    @abstractmethod
+    def receive(self, content: RecordDict) -> None:
+        """Take in what the server sent."""
+
+    def penalty(self, out: Forward) -> Mapping[str, Tensor]:
+        """Return the algorithm's own terms of the training loss."""
+        return {}
+
+    @abstractmethod
+    def reply(self) -> RecordDict:
+        """Return what goes up after training, without metrics."""
+
+    def predict(self, out: Forward) -> Mapping[str, Tensor]:
+        """Return predicted classes by name of the inference; the first is the one that counts."""
+        return {"head": out.logits.argmax(-1)}
+
+
+class MessageStrategy(Strategy):
+    """Server half of an algorithm whose messages may differ from node to node.
+
+    Args:
+        facts: What the nodes told before the first round.
+    """
+
+    def __init__(self, facts: Facts):
+        self.facts = facts
+
+    @abstractmethod
+    def content_for(self, partition: int) -> dict[str, ArrayRecord]:
+        """Return what goes down to one client, for training and evaluation alike."""
+
+    def _messages(
+        self, server_round: int, config: ConfigRecord, grid: Grid, kind: str
+    ) -> Iterable[Message]:
+        config = ConfigRecord({**config, "server-round": server_round})
+        return [
+            Message(
+                RecordDict({**self.content_for(self.facts.nodes[node]), "config": config}),
+                dst_node_id=node,
+                message_type=kind,
+            )
+            for node in grid.get_node_ids()
+        ]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address every node of the grid."""
+        return self._messages(server_round, config, grid, MessageType.TRAIN)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address every node of the grid."""
+        return self._messages(server_round, config, grid, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the metrics, weighted by the number of test samples."""
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        return aggregate_metricrecords(contents, "num-examples") if contents else None
+
+    @abstractmethod
+    def state(self) -> RecordDict:
+        """Return what a resumed run needs beside the arrays of the last round."""
+
+    @abstractmethod
+    def load_state(self, state: RecordDict) -> None:
+        """Inverse of :meth:`state`."""
+
+    def summary(self) -> None:
+        """Nothing to log: the run directory holds the resolved configuration."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Both halves of a federated algorithm.
+
+    Attributes:
+        exchange: Client half.
+        strategy: Builds the server half.
+        check_reply: Raises :class:`graphcl.errors.ReplyError` for a training reply that must not
+            enter the aggregate; gets the content, the global arrays and the facts.
+    """
+
+    exchange: type[Exchange]
+    strategy: Callable[[Experiment, Facts], Strategy]
+    check_reply: Callable[[RecordDict, ArrayRecord, Experiment, Facts], None]

@@ -1,0 +1,102 @@
+"""FedProto: one global prototype per class (Tan et al., AAAI 2022).
+
+From the paper and the authors' code: cross-entropy plus a squared distance between an embedding
+and its class's global prototype; the server averages the prototypes of the clients that hold a
+class. Completed: prototypes come from one pass in evaluation mode after training, as in FedTGP's
+code, where FedProto's own code mixes the stages of a round.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from federation.experiment import Experiment
+from federation.learners import Forward
+from federation.strategies.base import Algorithm, Exchange, Facts
+from federation.strategies.prototypes import (
+    PrototypeStrategy,
+    PrototypeTable,
+    check_upload,
+    local_upload,
+    weighted_prototypes,
+)
+
+
+def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
+    """Return the mean squared distance between embeddings and their class's prototype.
+
+    Samples whose class is unknown contribute zero to the sum and count in the mean, as in
+    FedProto's code, where their target is their own embedding.
+    """
+    square = (embedding - table.values[y]).square().mean(1)
+    return (square * table.known[y]).sum() / max(len(y), 1)
+
+
+def nearest(distance: Tensor, known: Tensor) -> Tensor:
+    """Return the known class of least distance for every row; -1 where no class is known."""
+    closest = distance.masked_fill(~known, torch.inf).argmin(1)
+    return closest if bool(known.any()) else torch.full_like(closest, -1)
+
+
+def first(choice: str, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the chosen inference first: the one that counts."""
+    return {choice: predictions[choice], **predictions}
+
+
+class FedProtoExchange(Exchange):
+    """Client half.
+
+    Wire down: ``prototypes`` with ``values [known, K]`` and ``classes [known]``.
+    Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``.
+    """
+
+    def receive(self, content: RecordDict) -> None:
+        learner = self.learner
+        self.table = PrototypeTable.from_arrays(
+            content.array_records["prototypes"],
+            learner.num_classes,
+            learner.embedding_channels,
+            learner.head.weight.device,
+        )
+
+    def penalty(self, out: Forward) -> Mapping[str, Tensor]:
+        weight = self.experiment.strategy.fedproto.lambda_align
+        return {"align": weight * alignment(out.embedding, out.y, self.table)}
+
+    def reply(self) -> RecordDict:
+        upload = local_upload(self.learner.features(), self.learner.num_classes)
+        return RecordDict({"prototypes": upload.to_arrays()})
+
+    def predict(self, out: Forward) -> Mapping[str, Tensor]:
+        distance = torch.cdist(out.embedding, self.table.values)
+        predictions = {
+            "head": out.logits.argmax(-1),
+            "prototype": nearest(distance, self.table.known),
+        }
+        return first(self.experiment.strategy.fedproto.inference, predictions)
+
+
+class FedProto(PrototypeStrategy):
+    """Server half: the mean over the clients that hold a class, by support or plain."""
+
+    def fuse(self) -> PrototypeTable:
+        by_count = self.experiment.strategy.fedproto.global_weight == "count"
+        weights = {
+            partition: (upload.support if by_count else torch.ones_like(upload.support))[:, None]
+            for partition, upload in self.uploads.items()
+        }
+        return weighted_prototypes(
+            self.uploads,
+            weights,
+            self.facts.num_classes,
+            self.experiment.model.embedding_channels,
+        )
+
+
+def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
+    check_upload(content, experiment, facts, fisher=False)
+
+
+FEDPROTO = Algorithm(FedProtoExchange, FedProto, _check)

@@ -1,0 +1,1 @@
+"""Graph-centric core: contrastive learning on graphs with PyTorch and PyTorch Geometric."""

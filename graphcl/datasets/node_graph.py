@@ -1,0 +1,220 @@
+"""The npz node-graph format: one file, one graph.
+
+======================  ==================  =====================================================
+key                     shape               content
+======================  ==================  =====================================================
+``x``                   (N, F)              features, any real, integer or boolean dtype
+``x_indices``,          (nnz,), (N + 1,),   instead of ``x``: the same in compressed sparse rows
+``x_indptr``,           (2,)
+``x_shape``
+``x_data``              (nnz,)              values of the sparse rows; all ones if absent
+``edges``               (E, 2)              undirected edges, each pair once
+``edge_index``          (2, E)              instead of ``edges``: directed edges, kept as they are
+``y``                   (N,)                integer class ids from 0
+``train_mask``,         (N,) or (S, N)      optional, boolean: one split or S alternative splits
+``val_mask``,
+``test_mask``
+======================  ==================  =====================================================
+
+Other keys are ignored.  Repeated edges are merged; self-loops stay as the file has them.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch_geometric.data import Data
+from torch_geometric.utils import coalesce, to_undirected
+
+from graphcl.datasets.validation import MASKS, check_node_indices, validate
+from graphcl.errors import DataError
+
+__all__ = ["load_npz", "save_npz", "validate"]
+
+_SPARSE = ("x_indices", "x_indptr", "x_shape")
+_UNREADABLE = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+_KEYS = ("x", *_SPARSE, "x_data", "edges", "edge_index", "y", *MASKS)
+
+
+def load_npz(path: str | Path, *, every_class: bool = True) -> Data:
+    """Read one graph in the npz node-graph format (keys and shapes: see the module).
+
+    Args:
+        path: The file.
+        every_class: See :func:`validate`.
+
+    Returns:
+        ``x`` float32 [N, F], ``edge_index`` int64 [2, E] sorted and without repeats, ``y`` int64
+        [N], and the masks the file has, bool [N] or [N, S].
+
+    Raises:
+        DataError: The file is missing or breaks a rule; pickled objects are never loaded.
+    """
+    name = str(path)
+    arrays = _read(path)
+    x = _features(arrays, name)
+    data = Data(
+        x=torch.from_numpy(x),
+        edge_index=_edge_index(arrays, len(x), name),
+        y=_integers(arrays, "y", 1, name),
+    )
+    for field in MASKS:
+        if field in arrays:
+            data[field] = _mask(arrays[field], len(x), f"{name}: {field}")
+    return validate(data, name, every_class=every_class)
+
+
+def save_npz(data: Data, path: str | Path) -> None:
+    """Write one graph in the npz node-graph format, compressed, so that it loads as it was.
+
+    Args:
+        data: A graph that :func:`validate` accepts; it may lack classes, as a client's graph does.
+        path: The file, written exactly where it says.
+
+    Raises:
+        DataError: The graph breaks a rule.
+    """
+    validate(data, f"graph to save as {path}", every_class=False)
+    arrays = {"x": data.x.cpu().numpy(), "y": data.y.cpu().numpy()}
+    edge_index = coalesce(data.edge_index.cpu(), num_nodes=data.num_nodes)
+    source, target = edge_index.numpy()
+    if torch.equal(edge_index, coalesce(edge_index.flip(0), num_nodes=data.num_nodes)):
+        arrays["edges"] = np.stack([source, target], axis=1)[source <= target]
+    else:
+        arrays["edge_index"] = edge_index.numpy()
+    for field in MASKS:
+        if field in data:
+            arrays[field] = data[field].cpu().numpy().T
+    with open(path, "wb") as file:  # given a name, numpy would append a missing ".npz"
+        np.savez_compressed(file, **arrays)
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        archive: Any = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: not a readable npz archive ({error})") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path}: holds one bare array: write the keys with numpy.savez")
+    arrays = {}
+    with archive:
+        for key in _KEYS:
+            if key not in archive.files:
+                continue
+            try:
+                arrays[key] = archive[key]
+            except _UNREADABLE as error:
+                raise DataError(
+                    f"{path}: {key} cannot be read ({error}): save it as a plain array of numbers"
+                ) from error
+        _check_keys(arrays, archive.files, str(path))
+    return arrays
+
+
+def _check_keys(arrays: Mapping[str, np.ndarray], files: list[str], name: str) -> None:
+    there = f"the file has {', '.join(sorted(files)) or 'no keys'}"
+    sparse = [key for key in _SPARSE if key in arrays]
+    missing = [key for key in _SPARSE if key not in arrays] if sparse else []
+    if "x" not in arrays and not sparse:
+        missing.append("x (or x_indices, x_indptr and x_shape)")
+    if "edges" not in arrays and "edge_index" not in arrays:
+        missing.append("edges (or edge_index)")
+    if "y" not in arrays:
+        missing.append("y")
+    if missing:
+        raise DataError(f"{name}: missing keys: {', '.join(missing)}; {there}")
+    for one, other in (("x", "x_indices"), ("edges", "edge_index")):
+        if one in arrays and other in arrays:
+            raise DataError(f"{name}: holds both {one} and {other}: keep the one that is meant")
+
+
+def _features(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if "x" not in arrays:
+        return _sparse_features(arrays, name)
+    x = _numbers(arrays["x"], f"{name}: x")
+    if x.ndim != 2:
+        raise DataError(f"{name}: x has shape {x.shape}, must be (N, F), one row per node")
+    return x
+
+
+def _sparse_features(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    shape = _integers(arrays, "x_shape", 1, name).tolist()
+    if len(shape) != 2 or min(shape) < 0:
+        raise DataError(f"{name}: x_shape is {shape}, must hold the two sizes N and F")
+    num_nodes, num_features = shape
+    indices = _integers(arrays, "x_indices", 1, name).numpy()
+    indptr = _integers(arrays, "x_indptr", 1, name).numpy()
+    if len(indptr) != num_nodes + 1:
+        raise DataError(
+            f"{name}: x_indptr has {len(indptr)} entries, must have N + 1 = {num_nodes + 1}"
+        )
+    falls = np.flatnonzero(np.diff(indptr) < 0)
+    if len(falls):
+        raise DataError(f"{name}: x_indptr falls after row {falls[0]}, must never decrease")
+    if indptr[0] != 0 or indptr[-1] != len(indices):
+        raise DataError(
+            f"{name}: x_indptr runs from {indptr[0]} to {indptr[-1]}, must run from 0 to the "
+            f"{len(indices)} entries of x_indices"
+        )
+    bad = np.flatnonzero((indices < 0) | (indices >= num_features))
+    if len(bad):
+        row = np.searchsorted(indptr, bad[0], side="right") - 1
+        raise DataError(
+            f"{name}: x_indices[{bad[0]}] is {indices[bad[0]]} (row {row} of x), but the columns "
+            f"are 0 to {num_features - 1}"
+        )
+    values = _numbers(arrays.get("x_data", np.ones(len(indices))), f"{name}: x_data")
+    if values.shape != indices.shape:
+        raise DataError(
+            f"{name}: x_data has shape {values.shape}, must have one value for each of the "
+            f"{len(indices)} x_indices"
+        )
+    return csr_matrix((values, indices, indptr), shape=(num_nodes, num_features)).toarray()
+
+
+def _edge_index(arrays: Mapping[str, np.ndarray], num_nodes: int, name: str) -> torch.Tensor:
+    if "edges" in arrays:
+        edges = _integers(arrays, "edges", 2, name)
+        if edges.shape[1] != 2:
+            raise DataError(f"{name}: edges has shape {tuple(edges.shape)}, must be (E, 2)")
+        check_node_indices(edges.numpy(), num_nodes, f"{name}: edges")
+        return to_undirected(edges.t().contiguous(), num_nodes=num_nodes)
+    edge_index = _integers(arrays, "edge_index", 2, name)
+    if edge_index.shape[0] != 2:
+        raise DataError(f"{name}: edge_index has shape {tuple(edge_index.shape)}, must be (2, E)")
+    check_node_indices(edge_index.numpy(), num_nodes, f"{name}: edge_index")
+    return coalesce(edge_index, num_nodes=num_nodes)
+
+
+def _mask(mask: np.ndarray, num_nodes: int, field: str) -> torch.Tensor:
+    if mask.dtype != np.bool_:
+        raise DataError(f"{field} is {mask.dtype}, must be bool: convert it")
+    if mask.ndim not in (1, 2) or mask.shape[-1] != num_nodes:
+        raise DataError(
+            f"{field} has shape {mask.shape}, must be ({num_nodes},) or (S, {num_nodes}) for the "
+            f"{num_nodes} nodes"
+        )
+    return torch.from_numpy(np.ascontiguousarray(mask.T))
+
+
+def _numbers(array: np.ndarray, field: str) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{field} is {array.dtype}, must be real, integer or boolean: convert it")
+    with np.errstate(over="ignore"):  # what overflows becomes inf, which validate names by its row
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _integers(arrays: Mapping[str, np.ndarray], key: str, ndim: int, name: str) -> torch.Tensor:
+    array = arrays[key]
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{name}: {key} is {array.dtype}, must be an integer dtype: convert it")
+    if array.ndim != ndim:
+        raise DataError(f"{name}: {key} has shape {array.shape}, must have {ndim} axes")
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,99 @@
+"""From the name of a source in an experiment file to its graphs."""
+
+import os
+from pathlib import Path
+
+from torch_geometric.data import Data
+
+from graphcl.datasets.digits import digits_graph
+from graphcl.datasets.node_graph import load_npz
+from graphcl.datasets.pyg import load_pyg
+from graphcl.datasets.validation import check_every_class
+from graphcl.errors import DataError
+
+DATA_VARIABLE = "GRAPHCL_DATA"
+
+
+def load(source: str | Path, *, root: str | Path | None = None) -> Data:
+    """Load one graph by the name of its source.
+
+    Args:
+        source: ``"digits"``, ``"pyg:Planetoid/Cora"`` (see :func:`load_pyg`), or the path of a file
+            that ends in ``.npz`` (see :func:`load_npz`).  A relative path is looked up in the
+            working directory first and then under ``root``.
+        root: The folder of data sets; without it, the folder that the environment variable
+            ``GRAPHCL_DATA`` names.
+
+    Returns:
+        The graph, as :func:`validate` describes it.
+
+    Raises:
+        DataError: The source is unknown, not found, or breaks a rule.
+    """
+    text = str(source)
+    if text == "digits":
+        return digits_graph()
+    if text.startswith("pyg:"):
+        folder = _root(root)
+        if folder is None:
+            raise DataError(f"{text}: say where its files are: give root or set {DATA_VARIABLE}")
+        return load_pyg(text.removeprefix("pyg:"), folder)
+    if text.endswith(".npz"):
+        return load_npz(_locate(text, root))
+    raise DataError(
+        f"{text!r} is no source: use 'digits', 'pyg:CLASS/NAME' or the path of an .npz file"
+    )
+
+
+def load_folder(path: str | Path, *, root: str | Path | None = None) -> list[Data]:
+    """Load every ``.npz`` file of a folder, one graph per client, sorted by file name.
+
+    A client may lack a class, but each class from 0 to the largest needs a node in some file; the
+    number of classes is :func:`count_classes` of the graphs.
+
+    Args:
+        path: The folder, looked up as :func:`load` looks up a file.
+        root: See :func:`load`.
+
+    Returns:
+        The graphs, which share one number of features.
+
+    Raises:
+        DataError: There is no file, a file breaks a rule, or the files do not agree.
+    """
+    folder = _locate(path, root)
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise DataError(f"{folder}: no .npz file: put one file per client in this folder")
+    graphs = [load_npz(file, every_class=False) for file in files]
+    for file, graph in zip(files, graphs, strict=True):
+        if graph.num_features != graphs[0].num_features:
+            raise DataError(
+                f"{file}: x has {graph.num_features} columns but {files[0].name} has "
+                f"{graphs[0].num_features}: clients must share one feature space"
+            )
+    check_every_class([graph.y for graph in graphs], str(folder))
+    return graphs
+
+
+def count_classes(graphs: list[Data]) -> int:
+    """Return the number of classes C of graphs that share labels 0 to C - 1."""
+    return max(int(graph.y.max()) for graph in graphs) + 1
+
+
+def _root(root: str | Path | None) -> Path | None:
+    folder = root if root is not None else os.environ.get(DATA_VARIABLE)
+    return Path(folder).expanduser() if folder else None
+
+
+def _locate(path: str | Path, root: str | Path | None) -> Path:
+    relative = Path(path).expanduser()
+    folder = _root(root)
+    places = [Path.cwd() / relative]
+    if folder is not None and not relative.is_absolute():
+        places.append(folder / relative)
+    for place in places:
+        if place.exists():
+            return place
+    hint = "" if folder is not None else f"; {DATA_VARIABLE} is not set"
+    raise DataError(f"{path}: not found; looked at {' and '.join(map(str, places))}{hint}")

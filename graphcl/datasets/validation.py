@@ -1,0 +1,151 @@
+"""The rules of a node graph, checked on PyTorch Geometric's ``Data``."""
+
+from itertools import combinations, islice
+
+import numpy as np
+import torch
+from torch_geometric.data import Data
+
+from graphcl.errors import DataError
+
+MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+def validate(data: Data, name: str = "data", *, every_class: bool = True) -> Data:
+    """Return the graph unchanged after checking every rule of a node graph.
+
+    Args:
+        data: ``x`` float32 [N, F], ``edge_index`` int64 [2, E], ``y`` int64 [N] with class ids from
+            0, and optionally ``train_mask``, ``val_mask``, ``test_mask``, bool [N] or [N, S] for S
+            alternative splits.  N and F are at least 1; E may be 0.
+        name: What to call the graph in a message, usually its file.
+        every_class: Whether each class id from 0 to the largest needs a node.  One client of a
+            federation may lack a class that the others hold.
+
+    Raises:
+        DataError: A rule is broken; the message names the field, the row and the rule.
+    """
+    x = _tensor(data, "x", torch.float32, 2, name)
+    num_nodes, num_features = x.shape
+    if num_nodes == 0:
+        raise DataError(f"{name}: the graph is empty (x has 0 rows): give it at least one node")
+    if num_features == 0:
+        raise DataError(f"{name}: x has 0 columns: give each node at least one feature")
+    _check_finite(x, name)
+    edge_index = _tensor(data, "edge_index", torch.int64, 2, name)
+    if edge_index.shape[0] != 2:
+        raise DataError(f"{name}: edge_index has shape {list(edge_index.shape)}, must be [2, E]")
+    check_node_indices(edge_index.cpu().numpy(), num_nodes, f"{name}: edge_index")
+    y = _tensor(data, "y", torch.int64, 1, name)
+    if len(y) != num_nodes:
+        raise DataError(f"{name}: y has {len(y)} entries for the {num_nodes} rows of x")
+    _check_labels(y, name)
+    if every_class:
+        check_every_class([y], name)
+    _check_masks(data, num_nodes, name)
+    return data
+
+
+def check_node_indices(index: np.ndarray, num_nodes: int, field: str) -> None:
+    """Check that an integer array of any layout holds node indices only.
+
+    Args:
+        index: Node indices.
+        num_nodes: N; indices run from 0 to N - 1.
+        field: The name of the array in a message, with its file.
+
+    Raises:
+        DataError: Names the position and the value of the first index that is no node.
+    """
+    bad = np.argwhere((index < 0) | (index >= num_nodes))
+    if len(bad):
+        position = ", ".join(map(str, bad[0]))
+        raise DataError(
+            f"{field}[{position}] is {index[tuple(bad[0])]}, but the nodes are 0 to "
+            f"{num_nodes - 1} ({len(bad)} such): number the nodes by their rows in x, from 0"
+        )
+
+
+def check_every_class(labels: list[torch.Tensor], name: str) -> None:
+    """Check that the classes are 0 to C - 1 and that each has a node in one of the graphs.
+
+    Args:
+        labels: ``y`` of each graph, int64 [N_i], none negative.
+        name: What to call the graphs in a message.
+
+    Raises:
+        DataError: Names the unlabelled classes.
+    """
+    held = set(torch.cat([y.cpu() for y in labels]).unique().tolist())
+    num_classes = max(held) + 1
+    num_missing = num_classes - len(held)
+    if num_missing:
+        # A single wild id, such as a user's number, leaves billions of gaps: name the first ones.
+        missing = islice((label for label in range(num_classes) if label not in held), 10)
+        shown = ", ".join(map(str, missing)) + (", ..." if num_missing > 10 else "")
+        raise DataError(
+            f"{name}: unlabelled classes: y goes up to {num_classes - 1} but no node has class "
+            f"{shown}: renumber the classes 0 to {len(held) - 1} without a gap"
+        )
+
+
+def _tensor(data: Data, field: str, dtype: torch.dtype, ndim: int, name: str) -> torch.Tensor:
+    value = getattr(data, field, None)
+    if not isinstance(value, torch.Tensor):
+        raise DataError(f"{name}: {field} is {type(value).__name__}, must be a {dtype} tensor")
+    if value.dtype != dtype:
+        raise DataError(f"{name}: {field} is {value.dtype}, must be {dtype}: convert it")
+    if value.ndim != ndim:
+        raise DataError(f"{name}: {field} has shape {list(value.shape)}, must have {ndim} axes")
+    return value
+
+
+def _check_finite(x: torch.Tensor, name: str) -> None:
+    bad = torch.nonzero(~torch.isfinite(x))
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise DataError(
+            f"{name}: x[{row}, {column}] is {x[row, column].item()} ({len(bad)} such): features "
+            f"must be finite in float32: impute or rescale them"
+        )
+
+
+def _check_labels(y: torch.Tensor, name: str) -> None:
+    bad = torch.nonzero(y < 0).flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{name}: y[{row}] is {int(y[row])} ({len(bad)} such): class ids start at 0; leave a "
+            f"node without a label out of the masks instead"
+        )
+
+
+def _check_masks(data: Data, num_nodes: int, name: str) -> None:
+    masks: dict[str, torch.Tensor] = {}
+    for field in MASKS:
+        if getattr(data, field, None) is None:
+            continue
+        mask = getattr(data, field)
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+            raise DataError(f"{name}: {field} must be a boolean tensor")
+        if mask.ndim not in (1, 2) or mask.shape[0] != num_nodes or mask.numel() == 0:
+            raise DataError(
+                f"{name}: {field} has shape {list(mask.shape)}, must be [{num_nodes}] or "
+                f"[{num_nodes}, S] for the {num_nodes} rows of x"
+            )
+        masks[field] = mask
+    for first, second in combinations(masks, 2):
+        one, other = masks[first], masks[second]
+        if one.shape != other.shape:
+            raise DataError(
+                f"{name}: {first} has shape {list(one.shape)} and {second} {list(other.shape)}: "
+                f"give all masks the same splits"
+            )
+        both = torch.nonzero(one & other)
+        if len(both):
+            node = both[0].tolist()
+            split = f" of split {node[1]}" if len(node) == 2 else ""
+            raise DataError(
+                f"{name}: {first} and {second}{split} overlap at row {node[0]} ({len(both)} such): "
+                f"a node belongs to one part at most"
+            )

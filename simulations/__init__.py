@@ -1,0 +1,1 @@
+"""Carriers, runs, reports and the command line."""

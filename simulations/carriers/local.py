@@ -1,0 +1,45 @@
+"""The in-process carrier: one client after the other, for debugging and unit tests."""
+
+from collections.abc import Mapping
+
+from flwr.app import Message, RecordDict
+
+from federation.client_app import app as client_app
+from federation.experiment import Experiment
+from federation.records import from_bytes, to_bytes
+from simulations.carriers.base import Carrier, SimulatedGrid, client_context, partition_of
+
+
+class LocalGrid(SimulatedGrid):
+    """Calls the ClientApp directly. A client that hangs cannot be interrupted here."""
+
+    def __init__(self, experiment: Experiment):
+        super().__init__(experiment)
+        self.contexts = {
+            partition: client_context(partition, self.run_config, self.num_clients)
+            for partition in range(self.num_clients)
+        }
+        self._saved: dict[int, object] = {}
+
+    def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        return [client_app(message, self.contexts[partition_of(message)]) for message in messages]
+
+    def take_client_states(self) -> dict[int, bytes]:
+        changed = {}
+        for partition, context in self.contexts.items():
+            marker = tuple(map(id, context.state.values()))
+            if self._saved.get(partition, ()) != marker:
+                self._saved[partition] = marker
+                changed[partition] = to_bytes(context.state)
+        return changed
+
+    def put_client_states(self, states: Mapping[int, bytes]) -> None:
+        for partition, context in self.contexts.items():
+            context.state = from_bytes(states[partition]) if partition in states else RecordDict()
+
+
+class LocalCarrier(Carrier):
+    """Everything in this process."""
+
+    def run(self, experiment: Experiment) -> None:
+        LocalGrid(experiment).serve()

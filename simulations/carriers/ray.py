@@ -1,0 +1,267 @@
+"""The Ray carrier: actors keep their clients' contexts, data and models from round to round.
+
+Partition p always goes to actor ``p mod actors``, all messages of a round in one call. Arrays that
+several messages share go to the object store once. An actor that dies is replaced, its clients'
+states are restored from the driver's copy and its batch is sent again, first as a whole, then
+message by message, so that a client which kills its process costs its own reply alone.
+"""
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+
+from federation.experiment import Experiment, Scalar
+from federation.records import from_bytes, to_bytes
+from graphcl.errors import FederationError
+from simulations.carriers.base import (
+    Carrier,
+    SimulatedGrid,
+    client_context,
+    error_reply,
+    partition_of,
+)
+
+State = bytes | None  # None: as it was
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+class ClientActor:
+    """Holds the clients of some partitions in a process of its own."""
+
+    def __init__(self) -> None:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        # Imported here, so that the driver need not ship the application.
+        from federation.client_app import app
+
+        self._app = app
+        self._contexts: dict[int, Context] = {}
+
+    def begin(self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]) -> None:
+        """Forget the clients of any earlier run and take over these states."""
+        self._run_config, self._num_clients = run_config, num_clients
+        self._contexts = {
+            partition: self._context(partition, state) for partition, state in states.items()
+        }
+
+    def handle(
+        self, messages: list[Message], stored: dict[str, Any]
+    ) -> list[tuple[Message, State]]:
+        """Answer messages in order; with each reply comes the client's state if it changed.
+
+        Args:
+            messages: To clients of this actor.
+            stored: References to the array records that all messages share, by name.
+        """
+        shared = dict(zip(stored, ray.get(list(stored.values())), strict=True))
+        return [self._answer(message, shared) for message in messages]
+
+    def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> tuple[Message, State]:
+        partition = partition_of(message)
+        if partition not in self._contexts:
+            self._contexts[partition] = self._context(partition, None)
+        context = self._contexts[partition]
+        before = list(map(id, context.state.values()))
+        message.content = RecordDict({**message.content, **shared})
+        reply = self._app(message, context)
+        changed = list(map(id, context.state.values())) != before
+        return reply, to_bytes(context.state) if changed else None
+
+    def _context(self, partition: int, state: State) -> Context:
+        context = client_context(partition, self._run_config, self._num_clients)
+        if state is not None:
+            context.state = from_bytes(state)
+        return context
+
+
+class RayGrid(SimulatedGrid):
+    """Delivers batches of messages to the actors of a pool."""
+
+    def __init__(self, experiment: Experiment, pool: "ActorPool"):
+        super().__init__(experiment)
+        self._pool = pool
+        self._states: dict[int, bytes] = {}
+        self._changed: set[int] = set()
+        for index in range(len(pool.actors)):
+            self._begin(index)
+
+    def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        shared = _shared_arrays(messages)
+        stored = {name: ray.put(record) for name, record in shared.items()}
+        batches: dict[int, list[int]] = {}
+        for position, message in enumerate(messages):
+            batches.setdefault(partition_of(message) % len(self._pool.actors), []).append(position)
+        sent = [_without(message, shared) for message in messages]
+        calls = {
+            actor: self._call(actor, [sent[p] for p in positions], stored)
+            for actor, positions in batches.items()
+        }
+        replies: dict[int, Message] = {}
+        for actor, positions in batches.items():
+            batch = [sent[position] for position in positions]
+            answers = self._collect(actor, calls[actor], batch, stored, deadline)
+            for position, answer in zip(positions, answers, strict=True):
+                replies[position] = answer
+        return [replies[position] for position in range(len(messages))]
+
+    def _call(self, actor: int, batch: list[Message], stored: Mapping[str, Any]) -> Any:
+        return self._pool.actors[actor].handle.remote(batch, dict(stored))
+
+    def _collect(
+        self,
+        actor: int,
+        call: Any,
+        batch: list[Message],
+        stored: Mapping[str, Any],
+        deadline: float | None,
+        *,
+        retried: bool = False,
+    ) -> list[Message]:
+        """Return the replies of one actor's batch, in its order."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            answers = ray.get(call, timeout=left)
+        except ray.exceptions.GetTimeoutError:
+            self._replace(actor)
+            return [error_reply(message, "no reply before run.timeout") for message in batch]
+        except ray.exceptions.RayActorError:
+            self._replace(actor)
+            if retried and len(batch) == 1:
+                return [error_reply(batch[0], "the client's process died, again on a new actor")]
+            pieces = [[message] for message in batch] if retried else [batch]
+            return [
+                reply
+                for piece in pieces
+                for reply in self._collect(
+                    actor, self._call(actor, piece, stored), piece, stored, deadline, retried=True
+                )
+            ]
+        for message, (_, state) in zip(batch, answers, strict=True):
+            if state is not None:
+                self._states[partition_of(message)] = state
+                self._changed.add(partition_of(message))
+        return [reply for reply, _ in answers]
+
+    def _replace(self, actor: int) -> None:
+        """Start a new actor in place of one that died or hangs."""
+        self._pool.replace(actor)
+        self._begin(actor)
+
+    def _begin(self, actor: int) -> None:
+        count = len(self._pool.actors)
+        states = {p: state for p, state in self._states.items() if p % count == actor}
+        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients, states)
+
+    def take_client_states(self) -> dict[int, bytes]:
+        changed = {partition: self._states[partition] for partition in sorted(self._changed)}
+        self._changed.clear()
+        return changed
+
+    def put_client_states(self, states: Mapping[int, bytes]) -> None:
+        self._states = dict(states)
+        self._changed.clear()
+        for actor in range(len(self._pool.actors)):
+            self._begin(actor)
+
+
+class ActorPool:
+    """The actors of a carrier.
+
+    Args:
+        count: How many.
+        cpus, gpus: What Ray reserves for each.
+    """
+
+    def __init__(self, count: int, cpus: int, gpus: float):
+        self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(ClientActor)
+        self.actors = [self._actor.remote() for _ in range(count)]
+
+    def replace(self, index: int) -> None:
+        """Start a new actor in place of another."""
+        ray.kill(self.actors[index])
+        self.actors[index] = self._actor.remote()
+
+
+class RayCarrier(Carrier):
+    """Starts Ray, or joins the cluster at ``simulation.address``, and keeps one pool of actors."""
+
+    def __enter__(self) -> "RayCarrier":
+        simulation = self.experiment.simulation
+        if simulation.address:
+            _connect(simulation.address)
+        else:
+            cpus = max(os.cpu_count() or 1, simulation.actors * simulation.cpus_per_client)
+            ray.init(num_cpus=cpus, include_dashboard=False, **_QUIET)
+        count = simulation.actors or _fitting_actors(self.experiment)
+        self._pool = ActorPool(count, simulation.cpus_per_client, simulation.gpus_per_client)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for actor in self._pool.actors:
+            ray.kill(actor)
+        ray.shutdown()
+
+    def run(self, experiment: Experiment) -> None:
+        RayGrid(experiment, self._pool).serve()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, **_QUIET)
+    except ConnectionError as error:
+        raise FederationError(
+            f"simulation.address: no Ray cluster answers at '{address}' ({error}); start one with "
+            "'ray start --head', or leave the key empty"
+        ) from None
+
+
+def _fitting_actors(experiment: Experiment) -> int:
+    """Return how many clients fit at once; no more than there are."""
+    simulation = experiment.simulation
+    resources = ray.cluster_resources()
+    count = int(resources.get("CPU", 0) // simulation.cpus_per_client)
+    if simulation.gpus_per_client:
+        count = min(count, int(resources.get("GPU", 0) / simulation.gpus_per_client))
+    if count < 1:
+        raise FederationError(
+            f"no client fits: it needs {simulation.cpus_per_client} CPUs and "
+            f"{simulation.gpus_per_client:g} GPUs, and Ray has {resources.get('CPU', 0):g} CPUs and "
+            f"{resources.get('GPU', 0):g} GPUs; lower simulation.cpus_per_client or gpus_per_client"
+        )
+    return min(count, experiment.partition.clients)
+
+
+def _shared_arrays(messages: list[Message]) -> dict[str, ArrayRecord]:
+    """Return the array records that all messages share: global arrays, sent once a round."""
+    if len(messages) < 2:
+        return {}
+    first, *others = messages
+    return {
+        name: record
+        for name, record in first.content.array_records.items()
+        if all(other.content.get(name) is record for other in others)
+    }
+
+
+def _without(message: Message, shared: Mapping[str, ArrayRecord]) -> Message:
+    """Return the message without the records that travel through the object store."""
+    if not shared:
+        return message
+    light = copy.copy(message)
+    light.content = RecordDict({n: r for n, r in message.content.items() if n not in shared})
+    return light

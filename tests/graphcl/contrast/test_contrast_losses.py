@@ -1,0 +1,239 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphcl.contrast import (
+    InfoNCE,
+    PrototypeContrast,
+    SupervisedContrastive,
+    info_nce,
+    prototype_contrast,
+    supervised_contrastive,
+)
+from graphcl.errors import GraphCLError
+
+BLOCKS = (None, 2, 512)
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def assert_same(actual: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for grad, other in zip(
+        torch.autograd.grad(actual, inputs, retain_graph=True),
+        torch.autograd.grad(expected, inputs, retain_graph=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-10)
+
+
+def slow_direction(u: Tensor, v: Tensor, tau: float, intra: bool) -> Tensor:
+    rows = []
+    for i in range(len(u)):
+        denominator = sum((cosine(u[i], v[j]) / tau).exp() for j in range(len(v)))
+        if intra:
+            denominator += sum((cosine(u[i], u[j]) / tau).exp() for j in range(len(u)) if j != i)
+        rows.append(-((cosine(u[i], v[i]) / tau).exp() / denominator).log())
+    return torch.stack(rows).mean()
+
+
+@pytest.mark.parametrize("intra", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_info_nce_equals_the_paper(intra: bool, symmetric: bool, block: int | None) -> None:
+    z1, z2 = doubles(5, 3), doubles(5, 3)
+    expected = slow_direction(z1, z2, 0.3, intra)
+    if symmetric:
+        expected = (expected + slow_direction(z2, z1, 0.3, intra)) / 2
+    actual = info_nce(
+        z1,
+        z2,
+        temperature=0.3,
+        intra_view_negatives=intra,
+        symmetric=symmetric,
+        block_size=block,
+    )
+    assert_same(actual, expected, (z1, z2))
+
+
+def test_info_nce_does_not_count_a_node_against_itself() -> None:
+    # Orthogonal nodes, equal views: the one positive at 1 / tau, and per view n - 1 pairs at 0.
+    n, tau = 4, 0.5
+    z = torch.eye(n, dtype=torch.float64)
+    positive = math.exp(1 / tau)
+    expected = -math.log(positive / (positive + 2 * (n - 1)))
+    assert info_nce(z, z, temperature=tau).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("n", [0, 1])
+def test_info_nce_without_negatives_is_zero(block: int | None, n: int) -> None:
+    z1, z2 = doubles(n, 3), doubles(n, 3)
+    loss = info_nce(z1, z2, block_size=block)
+    assert loss == 0
+    for grad in torch.autograd.grad(loss, (z1, z2)):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sample_weights_are_counts(block: int | None) -> None:
+    z1, z2 = doubles(3, 4), doubles(3, 4)
+    plain, heavy = torch.ones(3), torch.tensor([1.0, 2.0, 1.0])
+    only_second = torch.tensor([0.0, 1.0, 0.0])
+    losses = [info_nce(z1, z2, sample_weight=w, block_size=block) for w in (plain, only_second)]
+    expected = (3 * losses[0] + losses[1]) / 4
+    torch.testing.assert_close(info_nce(z1, z2, sample_weight=heavy, block_size=block), expected)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_supervised_contrastive_equals_the_paper(block: int | None) -> None:
+    z, y, tau = doubles(7, 3), torch.tensor([0, 1, 0, 2, 1, 0, 5]), 0.2
+    rows = []
+    for i in range(7):
+        positives = [p for p in range(7) if p != i and y[p] == y[i]]
+        if positives:
+            denominator = sum((cosine(z[i], z[a]) / tau).exp() for a in range(7) if a != i)
+            logs = [((cosine(z[i], z[p]) / tau).exp() / denominator).log() for p in positives]
+            rows.append(-torch.stack(logs).sum() / len(positives))
+    assert len(rows) == 5
+    actual = supervised_contrastive(z, y, temperature=tau, block_size=block)
+    assert_same(actual, torch.stack(rows).mean(), (z,))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_supervised_contrastive_without_pairs_is_zero(block: int | None) -> None:
+    z = doubles(3, 4)
+    loss = supervised_contrastive(z, torch.arange(3), block_size=block)
+    assert loss == 0
+    assert not torch.autograd.grad(loss, z)[0].any()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("known", [None, [True, False, True, True], [False, True, False, False]])
+def test_prototype_contrast_equals_the_formula(block: int | None, known: list[bool] | None) -> None:
+    z, y, prototypes, tau = doubles(6, 3), torch.tensor([0, 1, 2, 3, 1, 0]), doubles(4, 3), 0.1
+    columns = [c for c in range(4) if known is None or known[c]]
+    rows = []
+    for i in range(6):
+        if int(y[i]) in columns:
+            scores = {c: (cosine(z[i], prototypes[c].detach()) / tau).exp() for c in columns}
+            rows.append(-(scores[int(y[i])] / sum(scores.values())).log())
+    expected = torch.stack(rows).mean()
+    mask = None if known is None else torch.tensor(known)
+    actual = prototype_contrast(z, y, prototypes, mask, block_size=block)
+    assert_same(actual, expected, (z,))
+    actual.backward()
+    assert prototypes.grad is None
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_prototype_contrast_without_known_classes_is_zero(block: int | None) -> None:
+    z, y = doubles(3, 4), torch.tensor([0, 1, 1])
+    nothing = torch.full((2, 4), torch.nan, dtype=torch.float64)
+    loss = prototype_contrast(z, y, nothing, torch.zeros(2, dtype=torch.bool), block_size=block)
+    assert loss == 0
+    assert not torch.autograd.grad(loss, z)[0].any()
+
+
+def test_unknown_prototypes_are_not_read() -> None:
+    z, y, prototypes = doubles(3, 4), torch.tensor([0, 1, 2]), torch.randn(3, 4).double()
+    known = torch.tensor([True, False, True])
+    clean = prototype_contrast(z, y, prototypes, known)
+    prototypes[1] = torch.nan
+    assert torch.equal(prototype_contrast(z, y, prototypes, known), clean)
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "supervised", "prototype"])
+def test_length_of_an_embedding_does_not_matter(loss: str) -> None:
+    z, y = torch.randn(6, 3).double(), torch.tensor([0, 1, 0, 1, 2, 2])
+    scaled = z * torch.tensor([1.0, 1e-3, 5.0, 1e4, 2.0, 0.1]).double()[:, None]
+    other = torch.randn(6, 3).double()
+    run: dict[str, Callable[[Tensor], Tensor]] = {
+        "info_nce": lambda x: info_nce(x, other),
+        "supervised": lambda x: supervised_contrastive(x, y),
+        "prototype": lambda x: prototype_contrast(x, y, other[:3]),
+    }
+    torch.testing.assert_close(run[loss](z), run[loss](scaled), rtol=1e-10, atol=1e-10)
+
+
+def test_modules_keep_the_settings_of_their_functions() -> None:
+    z1, z2, y = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 2])
+    weight = torch.rand(5)
+    known = torch.tensor([True, True, False])
+    nce = InfoNCE(0.3, intra_view_negatives=False, symmetric=False, block_size=None)
+    assert torch.equal(
+        nce(z1, z2, weight),
+        info_nce(
+            z1,
+            z2,
+            temperature=0.3,
+            intra_view_negatives=False,
+            symmetric=False,
+            sample_weight=weight,
+            block_size=None,
+        ),
+    )
+    assert torch.equal(
+        SupervisedContrastive(0.3)(z1, y, weight),
+        supervised_contrastive(z1, y, temperature=0.3, sample_weight=weight),
+    )
+    assert torch.equal(
+        PrototypeContrast(0.3)(z1, y, z2[:3], known, weight),
+        prototype_contrast(z1, y, z2[:3], known, temperature=0.3, sample_weight=weight),
+    )
+    for module in (nce, SupervisedContrastive(0.3), PrototypeContrast(0.3)):
+        assert "temperature=0.3" in repr(module)
+
+
+def test_a_module_can_learn_its_temperature() -> None:
+    module = InfoNCE(nn.Parameter(torch.tensor(0.5)))
+    module(torch.randn(4, 3), torch.randn(4, 3)).backward()
+    (tau,) = module.parameters()
+    assert tau.grad is not None
+    assert tau.grad != 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: info_nce(torch.ones(3, 2), torch.ones(4, 2)), r"z1 has shape \(3, 2\)"),
+        (lambda: info_nce(torch.ones(3, 2), torch.ones(3, 2), temperature=0), "temperature is 0"),
+        (lambda: supervised_contrastive(torch.ones(3, 2), torch.zeros(2).long()), "2 entries"),
+        (lambda: supervised_contrastive(torch.ones(3, 2), torch.zeros(3)), "one integer per row"),
+        (
+            lambda: prototype_contrast(torch.ones(2, 2), torch.tensor([0, 3]), torch.ones(3, 2)),
+            "classes 0 to 3, but there are 3 prototypes",
+        ),
+        (
+            lambda: prototype_contrast(torch.ones(2, 2), torch.tensor([0, -1]), torch.ones(3, 2)),
+            "classes -1 to 0",
+        ),
+        (
+            lambda: prototype_contrast(torch.ones(2, 2), torch.tensor([0]), torch.ones(3, 2)),
+            r"y has shape \(1,\)",
+        ),
+        (
+            lambda: prototype_contrast(
+                torch.ones(1, 2), torch.tensor([0]), torch.ones(3, 2), torch.ones(3)
+            ),
+            "known has shape",
+        ),
+        (
+            lambda: prototype_contrast(torch.ones(1, 2), torch.tensor([0]), torch.ones(3, 4)),
+            "2 columns and keys 4",
+        ),
+    ],
+)
+def test_malformed_input_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(GraphCLError, match=message):
+        call()

@@ -1,0 +1,84 @@
+"""Sources are found where the documentation says, and folders hold one graph per client."""
+
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from graphcl.datasets import count_classes, load, load_folder, save_npz
+from graphcl.errors import DataError
+
+
+def write(path, *, y=(0, 1), num_features=2, value=1.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_npz(
+        Data(
+            x=torch.full((len(y), num_features), value),
+            edge_index=torch.tensor([[0, 1], [1, 0]]),
+            y=torch.tensor(y),
+        ),
+        path,
+    )
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    here, data, other = (tmp_path / name for name in ("here", "data", "other"))
+    for folder in (here, data, other):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("GRAPHCL_DATA", str(data))
+    return here, data, other
+
+
+def test_working_directory_comes_before_the_data_folder(places):
+    here, data, other = places
+    write(data / "g.npz", value=2.0)
+    assert load("g.npz").x[0, 0] == 2
+    write(here / "g.npz", value=1.0)
+    assert load("g.npz").x[0, 0] == 1
+    assert load(data / "g.npz").x[0, 0] == 2
+    write(other / "sub" / "h.npz", value=3.0)
+    assert load("sub/h.npz", root=other).x[0, 0] == 3
+
+
+def test_not_found_names_both_places(places, monkeypatch):
+    here, data, _ = places
+    with pytest.raises(DataError, match="not found") as caught:
+        load("absent.npz")
+    assert str(here / "absent.npz") in str(caught.value)
+    assert str(data / "absent.npz") in str(caught.value)
+    monkeypatch.delenv("GRAPHCL_DATA")
+    with pytest.raises(DataError, match="GRAPHCL_DATA is not set"):
+        load("absent.npz")
+    with pytest.raises(DataError, match="give root or set GRAPHCL_DATA"):
+        load("pyg:Planetoid/Cora")
+
+
+def test_digits_and_unknown_sources():
+    assert load("digits").x.shape == (1797, 64)
+    with pytest.raises(DataError, match=r"'cora' is no source: use 'digits'"):
+        load("cora")
+
+
+def test_folder_is_one_graph_per_client_sorted_by_name(places):
+    _, data, _ = places
+    write(data / "silos" / "b.npz", y=(0, 2, 2), value=2.0)
+    write(data / "silos" / "a.npz", y=(1, 1), value=1.0)
+    graphs = load_folder("silos")
+    assert [graph.x[0, 0].item() for graph in graphs] == [1, 2]
+    assert count_classes(graphs) == 3
+
+
+def test_folder_must_agree(places):
+    here, _, _ = places
+    with pytest.raises(DataError, match=r"no \.npz file"):
+        load_folder(here)
+    write(here / "a.npz", y=(0, 3))
+    write(here / "b.npz", y=(1, 1))
+    with pytest.raises(DataError, match="no node has class 2:"):
+        load_folder(here)
+    write(here / "b.npz", y=(1, 2), num_features=5)
+    with pytest.raises(DataError, match=r"b\.npz: x has 5 columns but a\.npz has 2"):
+        load_folder(here)
+    with pytest.raises(DataError, match="not found"):
+        load_folder("absent")
