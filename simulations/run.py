@@ -1,0 +1,119 @@
+"""Run an experiment and its comparisons, from a file or from where a killed run stopped."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from federation.experiment import WEIGHT_STRATEGIES, Experiment, load_experiment
+from federation.learners.graphs import ClientGraphs, client_graphs
+from federation.run_directory import RunDirectory
+from graphcl.errors import ConfigError, FederationError
+from simulations.carriers import carrier_for
+
+Watch = Callable[[Experiment], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one strategy.
+
+    Attributes:
+        strategy: Its name.
+        directory: Its run directory.
+        summary: The figures of its ``summary.json``; None where it could not take part.
+        reason: Why it could not.
+    """
+
+    strategy: str
+    directory: Path
+    summary: dict[str, Any] | None
+    reason: str = ""
+
+
+def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, ClientGraphs]:
+    """Check an experiment against its data and create its run directory.
+
+    Returns:
+        The directory, and the clients' graphs.
+
+    Raises:
+        ConfigError, DataError, PartitionError: Before anything starts.
+    """
+    clients = client_graphs(experiment)
+    directory = _new_directory(out, experiment.run.name)
+    directory.mkdir(parents=True)
+    RunDirectory(directory).open(_placed(experiment, directory))
+    partition = json.dumps(dataclasses.asdict(clients.report), indent=1)
+    (directory / "partition.json").write_text(partition + "\n", encoding="utf-8")
+    return directory, clients
+
+
+def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Outcome]:
+    """Run what is left of the experiment in a run directory: its strategy, then the comparisons.
+
+    Args:
+        directory: Made by :func:`prepare`; may hold finished or half finished runs.
+        watch: Opened around every strategy that is run, for progress.
+
+    Raises:
+        ConfigError: If there is no experiment in the directory.
+        FederationError: If a federation could not go on; what it did is in its checkpoint.
+    """
+    if not (directory / "config.toml").exists():
+        raise ConfigError(f"{directory}: no run directory: it holds no config.toml")
+    experiment = load_experiment(directory / "config.toml", {"run.directory": str(directory)})
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    outcomes = [*_planned(experiment, directory)]
+    todo = [o for o in outcomes if not o.reason and o.summary is None]
+    if todo:
+        with carrier_for(experiment) as carrier:
+            for outcome in todo:
+                own = _placed(experiment.with_strategy(outcome.strategy), outcome.directory)
+                with watch(own):
+                    carrier.run(own)
+    return [
+        dataclasses.replace(o, summary=_summary(o.directory)) if not o.reason else o
+        for o in outcomes
+    ]
+
+
+def _planned(experiment: Experiment, directory: Path) -> Iterator[Outcome]:
+    name = experiment.strategy.name
+    yield Outcome(name, directory, _summary(directory))
+    compared = [part.strip() for part in experiment.run.compare.split(",") if part.strip()]
+    for other in dict.fromkeys(compared):
+        folder = directory / "compare" / other
+        if other == name:
+            continue
+        unlike = len(set(experiment.model.encoder_names)) > 1
+        if other in WEIGHT_STRATEGIES and unlike:
+            reason = "averages weights, and the clients hold unlike models"
+            yield Outcome(other, folder, None, reason)
+        else:
+            yield Outcome(other, folder, _summary(folder))
+
+
+def _placed(experiment: Experiment, directory: Path) -> Experiment:
+    return Experiment.from_flat(experiment.flat() | {"run.directory": str(directory.resolve())})
+
+
+def _summary(directory: Path) -> dict[str, Any] | None:
+    path = directory / "summary.json"
+    if not path.exists():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def _new_directory(out: Path, name: str) -> Path:
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        if not (directory := out / (stem + suffix)).exists():
+            return directory
+    raise FederationError(f"{out}: no free name for {stem}")
