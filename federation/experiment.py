@@ -45,56 +45,65 @@ def _strategies(text: str) -> str:
     return _names(text, STRATEGIES, "strategy")
 
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+def _key(default: Any, meaning: str, **rules: Any) -> Any:
+    """Declare a key: its default, its meaning for ``graphcl keys``, and its rules."""
+    return Field(default, description=meaning, **rules)
 
 
 class Table(BaseModel):
     """A table of the experiment file: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Run(Table):
     """What is run and how long."""
 
-    name: str = Field("experiment", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
-    rounds: Count = 50
-    evaluate_every: Count = 1
-    compare: Annotated[str, AfterValidator(_strategies)] = ""
-    min_success: Annotated[float, Field(ge=0, le=1)] = 0.5
-    timeout: NonNegative = 600.0
-    directory: str = ""
+    name: str = _key(
+        "experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$"
+    )
+    seed: int = _key(0, "decides everything random", ge=0)
+    rounds: int = _key(50, "rounds of training", ge=1)
+    evaluate_every: int = _key(1, "rounds between evaluations of all clients", ge=1)
+    compare: Annotated[str, AfterValidator(_strategies)] = _key(
+        "", "strategies to run beside strategy.name on the same partitions, e.g. 'local, fedproto'"
+    )
+    min_success: float = _key(
+        0.5, "share of a cohort that must succeed, else the run stops", ge=0, le=1
+    )
+    timeout: float = _key(600.0, "seconds to wait for the replies of a round; 0 = forever", ge=0)
+    directory: str = _key("", "run directory; empty = a new one under runs/")
 
 
 class Digits(Table):
     """scikit-learn's handwritten digits as a k-nearest-neighbour graph."""
 
-    neighbors: Count = 8
+    neighbors: int = _key(8, "nearest neighbours of every image", ge=1)
 
 
 class ContextualSBM(Table):
     """A contextual stochastic block model: a graph generator with known homophily."""
 
-    nodes: Count = 1000
-    classes: int = Field(5, ge=2)
-    features: Count = 32
-    degree: Positive = 10.0
-    homophily: Annotated[float, Field(ge=0, le=1)] = 0.8
-    signal: NonNegative = 1.0
+    nodes: int = _key(1000, "number of nodes", ge=2)
+    classes: int = _key(5, "number of classes, equally large", ge=2)
+    features: int = _key(32, "width of the features", ge=1)
+    degree: float = _key(10.0, "expected degree", gt=0)
+    homophily: float = _key(0.8, "expected share of edges within a class", ge=0, le=1)
+    signal: float = _key(1.0, "distance of the class means from the origin, in noise units", ge=0)
 
 
 class DataTable(Table):
     """Where the graph comes from and how its nodes are split on every client."""
 
-    source: str = Field("digits", min_length=1)
-    root: str = ""
-    train_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    val_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    num_classes: int = Field(0, ge=0)
+    source: str = _key(
+        "digits",
+        "digits, csbm, pyg:CLASS/NAME, an .npz file, or a folder of .npz files (natural)",
+        min_length=1,
+    )
+    root: str = _key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
+    train_ratio: float = _key(0.2, "share of each class to train on", gt=0, lt=1)
+    val_ratio: float = _key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
+    num_classes: int = _key(0, "classes that the data must have; 0 = whatever they have", ge=0)
     digits: Digits = Digits()
     csbm: ContextualSBM = ContextualSBM()
 
@@ -111,20 +120,24 @@ class DataTable(Table):
 class Partition(Table):
     """How the nodes are divided over the clients."""
 
-    scheme: Literal["dirichlet", "louvain", "natural"] = "dirichlet"
-    clients: int = Field(10, ge=1)
-    alpha: Positive = 0.3
-    min_nodes: Count = 10
+    scheme: Literal["dirichlet", "louvain", "natural"] = _key(
+        "dirichlet", "by skewed classes, by graph communities, or one graph per client"
+    )
+    clients: int = _key(10, "number of clients", ge=1)
+    alpha: float = _key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
+    min_nodes: int = _key(10, "nodes that every client must have at least", ge=1)
 
 
 class Model(Table):
     """The node encoders: client i takes the (i mod n)-th of the list."""
 
-    encoders: Annotated[str, AfterValidator(_encoders)] = "gcn"
-    hidden_channels: Count = 64
-    embedding_channels: Count = 64
-    num_layers: Count = 2
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    encoders: Annotated[str, AfterValidator(_encoders)] = _key(
+        "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
+    )
+    hidden_channels: int = _key(64, "width between the layers", ge=1)
+    embedding_channels: int = _key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
+    num_layers: int = _key(2, "layers of the encoder", ge=1)
+    dropout: float = _key(0.5, "dropout in the encoder", ge=0, lt=1)
 
     @property
     def encoder_names(self) -> list[str]:
@@ -135,46 +148,60 @@ class Model(Table):
 class Train(Table):
     """Local training on every client and round."""
 
-    epochs: Count = 3
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 0.01
-    weight_decay: NonNegative = 5e-4
+    epochs: int = _key(3, "passes over the client's graph per round", ge=1)
+    optimizer: Literal["adam", "sgd"] = _key("adam", "adam or sgd")
+    learning_rate: float = _key(0.01, "step size", gt=0)
+    weight_decay: float = _key(5e-4, "L2 penalty", ge=0)
 
 
 class FedProxTable(Table):
-    """FedProx: weight of the proximal term."""
+    """FedProx."""
 
-    proximal_mu: NonNegative = 0.01
+    proximal_mu: float = _key(0.01, "weight of the proximal term", ge=0)
 
 
 class FedProtoTable(Table):
-    """FedProto: weight of the alignment, mean of the prototypes, inference."""
+    """FedProto."""
 
-    lambda_align: NonNegative = 1.0
-    global_weight: Literal["uniform", "count"] = "count"
-    inference: Literal["head", "prototype"] = "head"
+    lambda_align: float = _key(1.0, "weight of the distance to the class's prototype", ge=0)
+    global_weight: Literal["uniform", "count"] = _key(
+        "count", "mean over clients by class size (paper) or plain (authors' code)"
+    )
+    inference: Literal["head", "prototype"] = _key(
+        "head", "what counts as the prediction; both are recorded"
+    )
 
 
 class FedDBPTable(Table):
-    """FedDBP: both branches, Fisher weights, personalised fusion, inference."""
+    """FedDBP."""
 
-    fuse: Literal["concat", "sum"] = "concat"
-    lambda_align: NonNegative = 1.0
-    lambda_contrast: NonNegative = 1.0
-    temperature: Positive = 0.1
-    global_weight: Literal["fisher", "count", "uniform"] = "fisher"
-    fisher_floor: Positive = 0.1
-    personal: Literal["soft", "hard", "off"] = "soft"
-    keep: Annotated[float, Field(ge=0, le=1)] = 0.5
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.4
-    inference: Literal["head", "prototype"] = "head"
+    fuse: Literal["concat", "sum"] = _key(
+        "concat", "join the branches side by side or by their mean"
+    )
+    lambda_align: float = _key(1.0, "weight of the alignment term; 0 = off", ge=0)
+    lambda_contrast: float = _key(1.0, "weight of the contrastive term; 0 = off", ge=0)
+    temperature: float = _key(0.1, "temperature of the contrastive term", gt=0)
+    global_weight: Literal["fisher", "count", "uniform"] = _key(
+        "fisher", "weights of the global mean: class size times Fisher, class size, or none"
+    )
+    fisher_floor: float = _key(0.1, "added to the scaled Fisher information in the mean", gt=0)
+    personal: Literal["soft", "hard", "off"] = _key(
+        "soft", "how a client keeps its own value on the channels that matter to it"
+    )
+    keep: float = _key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
+    threshold: float = _key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
+    inference: Literal["head", "prototype"] = _key(
+        "head", "what counts as the prediction; both are recorded"
+    )
 
 
 class Strategy(Table):
     """The federated algorithm, its cohort, and the parameters of each algorithm."""
 
-    name: Literal["local", "fedavg", "fedprox", "fedproto", "feddbp"] = "feddbp"
-    fraction: Fraction = 1.0
+    name: Literal["local", "fedavg", "fedprox", "fedproto", "feddbp"] = _key(
+        "feddbp", "the federated algorithm"
+    )
+    fraction: float = _key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     feddbp: FedDBPTable = FedDBPTable()
@@ -183,11 +210,13 @@ class Strategy(Table):
 class Simulation(Table):
     """Which carrier moves the messages, and what one client may use."""
 
-    engine: Literal["local", "ray", "flower"] = "ray"
-    actors: int = Field(0, ge=0)
-    cpus_per_client: Count = 1
-    gpus_per_client: NonNegative = 0.0
-    address: str = ""
+    engine: Literal["local", "ray", "flower"] = _key(
+        "ray", "in this process, on Ray actors, or under Flower's own engine"
+    )
+    actors: int = _key(0, "worker processes; 0 = as many as fit", ge=0)
+    cpus_per_client: int = _key(1, "CPUs (and torch threads) of a client", ge=1)
+    gpus_per_client: float = _key(0.0, "share of a GPU for a client; 0 = CPU", ge=0)
+    address: str = _key("", "address of an existing Ray cluster; empty = start one")
 
 
 class Experiment(Table):
@@ -235,10 +264,9 @@ class Experiment(Table):
                 )
         return self
 
-    def with_strategy(self, name: str) -> "Experiment":
-        """Return this experiment under another strategy and with no comparison of its own."""
-        flat = self.flat() | {"strategy.name": name, "run.compare": ""}
-        return Experiment.from_flat(flat)
+    def override(self, keys: Mapping[str, Scalar]) -> "Experiment":
+        """Return this experiment with other values for some dotted keys."""
+        return Experiment.from_flat({**self.flat(), **keys})
 
     def flat(self) -> dict[str, Scalar]:
         """Return all keys, dotted, as Flower's ``run_config`` holds them."""
@@ -305,16 +333,21 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = N
     return Experiment.from_nested(nested, str(path))
 
 
-def known_keys(table: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
-    """Return every dotted key of the schema."""
-    keys = []
+def describe_keys(
+    table: type[BaseModel] = Experiment, prefix: str = ""
+) -> Iterator[tuple[str, Scalar, str]]:
+    """Yield every dotted key of the schema with its default and its meaning."""
     for name, field in table.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += known_keys(annotation, f"{prefix}{name}.")
+            yield from describe_keys(annotation, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
-    return keys
+            yield prefix + name, field.default, field.description or ""
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key of the schema."""
+    return [key for key, _, _ in describe_keys()]
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -348,6 +381,7 @@ __all__ = [
     "WEIGHT_STRATEGIES",
     "Experiment",
     "Scalar",
+    "describe_keys",
     "known_keys",
     "load_experiment",
 ]

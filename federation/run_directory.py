@@ -91,7 +91,9 @@ class RunDirectory:
         self._manifest.parent.mkdir(parents=True, exist_ok=True)
         config = self.path / "config.toml"
         if not config.exists():
-            _write_atomically(config, experiment.to_toml().encode())
+            # Without its own path, a directory can be moved, sent and resumed elsewhere.
+            portable = experiment.override({"run.directory": ""})
+            _write_atomically(config, portable.to_toml().encode())
             environment = {
                 "python": platform.python_version(),
                 "platform": platform.platform(),

@@ -48,7 +48,7 @@ def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Cli
     clients = client_graphs(experiment)
     directory = _new_directory(out, experiment.run.name)
     directory.mkdir(parents=True)
-    RunDirectory(directory).open(_placed(experiment, directory))
+    RunDirectory(directory).open(experiment)
     partition = json.dumps(dataclasses.asdict(clients.report), indent=1)
     (directory / "partition.json").write_text(partition + "\n", encoding="utf-8")
     return directory, clients
@@ -67,14 +67,20 @@ def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Out
     """
     if not (directory / "config.toml").exists():
         raise ConfigError(f"{directory}: no run directory: it holds no config.toml")
-    experiment = load_experiment(directory / "config.toml", {"run.directory": str(directory)})
+    experiment = load_experiment(directory / "config.toml")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     outcomes = [*_planned(experiment, directory)]
     todo = [o for o in outcomes if not o.reason and o.summary is None]
     if todo:
         with carrier_for(experiment) as carrier:
             for outcome in todo:
-                own = _placed(experiment.with_strategy(outcome.strategy), outcome.directory)
+                own = experiment.override(
+                    {
+                        "strategy.name": outcome.strategy,
+                        "run.compare": "",
+                        "run.directory": str(outcome.directory.resolve()),
+                    }
+                )
                 with watch(own):
                     carrier.run(own)
     return [
@@ -97,10 +103,6 @@ def _planned(experiment: Experiment, directory: Path) -> Iterator[Outcome]:
             yield Outcome(other, folder, None, reason)
         else:
             yield Outcome(other, folder, _summary(folder))
-
-
-def _placed(experiment: Experiment, directory: Path) -> Experiment:
-    return Experiment.from_flat(experiment.flat() | {"run.directory": str(directory.resolve())})
 
 
 def _summary(directory: Path) -> dict[str, Any] | None:

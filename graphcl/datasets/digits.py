@@ -1,8 +1,6 @@
 """Handwritten digits as a graph: real data that needs no download."""
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.neighbors import kneighbors_graph
 from torch_geometric.data import Data
 from torch_geometric.utils import from_scipy_sparse_matrix
 
@@ -28,6 +26,10 @@ def digits_graph(num_neighbors: int = 8) -> Data:
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (test part).
     """
+    # Imported here: scikit-learn takes most of a second, which every other data set would wait for.
+    from sklearn.datasets import load_digits
+    from sklearn.neighbors import kneighbors_graph
+
     pixels, digit = load_digits(return_X_y=True)
     if not 1 <= num_neighbors < len(pixels):
         raise DataError(f"num_neighbors is {num_neighbors}, must be 1 to {len(pixels) - 1}")

@@ -1,0 +1,196 @@
+"""The command line: ``graphcl run``, ``graphcl report``, ``graphcl keys``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
+from federation.learners.graphs import ClientGraphs
+from graphcl.errors import ConfigError, GraphCLError
+from simulations.progress import watch
+from simulations.report import write_report
+from simulations.run import Outcome, execute, prepare
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Contrastive learning on graphs that trains across data silos.",
+)
+_console = Console()
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Argument(help="Experiment file, e.g. configs/quickstart.toml.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory instead.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local, ray or flower; overrides simulation.engine.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster at this address, e.g. auto.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run directories are made.")] = Path("runs"),
+) -> None:
+    """Run a federation, compare strategies on the same partitions, and write a report.
+
+    The run directory keeps the configuration, the metrics of every client and round, checkpoints
+    and report.html. A run that was stopped goes on with --resume DIRECTORY.
+
+    Examples:
+
+      graphcl run configs/quickstart.toml
+
+      graphcl run configs/quickstart.toml --engine local --set run.rounds=5
+
+      graphcl run --resume runs/20260101-120000-quickstart
+    """
+    if (config is None) == (resume is None):
+        raise ConfigError("name an experiment file, or a run directory with --resume, not both")
+    if resume is not None:
+        if engine or address or set_:
+            raise ConfigError("--resume goes on with the run's own configuration; drop the others")
+        directory = resume
+        _say(f"Going on with [bold]{escape(str(directory))}[/bold]")
+    else:
+        assert config is not None  # noqa: S101 - one of the two is given
+        overrides = _overrides(set_ or [], engine, address)
+        with _console.status("Loading and dividing the data"):
+            experiment = load_experiment(config, overrides)
+            directory, clients = prepare(experiment, out)
+        _print_plan(experiment, clients, directory)
+    try:
+        outcomes = execute(directory, lambda experiment: watch(experiment, _console))
+    except (KeyboardInterrupt, GraphCLError):
+        _say(f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]")
+        raise
+    _print_outcomes(outcomes)
+    _say(f"Report: [bold]{escape(str(write_report(directory)))}[/bold]")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Write report.html anew from what a run directory holds."""
+    _say(escape(str(write_report(directory))))
+
+
+@app.command()
+def keys(
+    table: Annotated[str, typer.Argument(help="Only keys that start so, e.g. strategy.")] = "",
+) -> None:
+    """List every key of an experiment file with its default and its meaning."""
+    listing = Table("key", "default", "meaning", box=None)
+    for key, default, meaning in describe_keys():
+        if key.startswith(table):
+            listing.add_row(key, escape(repr(default)), escape(meaning))
+    _console.print(listing)
+
+
+def main() -> None:
+    """Run the command line; a known error is one message and a non-zero exit."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except GraphCLError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            message = getattr(error, "format_message", lambda: str(error))()
+            Console(stderr=True).print(f"[red]error:[/red] {escape(message)}")
+            sys.exit(2)
+        raise
+
+
+def _overrides(
+    settings: list[str], engine: str | None, address: str | None
+) -> dict[str, Scalar]:
+    overrides: dict[str, Scalar] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: write KEY=VALUE, e.g. --set run.rounds=5")
+        overrides[key.strip()] = _scalar(value.strip())
+    if engine:
+        overrides["simulation.engine"] = engine
+    if address:
+        overrides["simulation.address"] = address
+    return overrides
+
+
+def _scalar(text: str) -> Scalar:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip("\"'")
+
+
+def _print_plan(experiment: Experiment, clients: ClientGraphs, directory: Path) -> None:
+    shares, report = clients.report.clients, clients.report
+    sizes = sorted(share.nodes for share in shares)
+    _say(
+        f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
+        f" of {sizes[0]} to {sizes[-1]} nodes, {clients.num_classes} classes, "
+        f"{report.cut_share:.0%} of {report.edges} edges cut; encoders {experiment.model.encoders};"
+        f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
+        f"Run directory: {escape(str(directory))}"
+    )
+
+
+def _print_outcomes(outcomes: list[Outcome]) -> None:
+    table = Table(
+        title="Test accuracy at the round with the best validation accuracy",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("strategy")
+    for name in ("accuracy", "worst client", "best round", "MB sent", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("digest", no_wrap=True)
+    for outcome in outcomes:
+        summary = outcome.summary
+        if summary is None:
+            table.add_row(outcome.strategy, "-", "-", "-", "-", "-", "-")
+            continue
+        table.add_row(
+            outcome.strategy,
+            f"{summary['test_accuracy']:.4f}",
+            f"{summary['worst_client_accuracy']:.4f}",
+            str(summary["best_round"]),
+            f"{(summary['bytes_up'] + summary['bytes_down']) / 1e6:.2f}",
+            f"{summary['seconds']:.1f}",
+            summary["digest"],
+        )
+    _console.print(table)
+    for outcome in outcomes:
+        if outcome.reason:
+            _say(f"{outcome.strategy} was not run: it {outcome.reason}.")
+
+
+def _say(text: str) -> None:
+    """Print a line that is never broken, so that a path in it can be copied."""
+    _console.print(text, soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

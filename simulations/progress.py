@@ -1,0 +1,79 @@
+"""A live line per strategy in the terminal, read from the metrics file that any engine writes."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from federation.experiment import Experiment
+from federation.run_directory import RunDirectory
+
+_POLL_SECONDS = 0.2
+
+
+@contextmanager
+def watch(experiment: Experiment, console: Console) -> Iterator[None]:
+    """Show a strategy's rounds and their metrics while the block runs."""
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            experiment.strategy.name, total=experiment.run.rounds, figures="starting"
+        )
+        stop = threading.Event()
+        tail = _Tail(RunDirectory(experiment.run.directory))
+
+        def update() -> None:
+            for line in tail.new_rounds():
+                progress.update(task, completed=line["round"], figures=_figures(line))
+
+        def follow() -> None:
+            while not stop.wait(_POLL_SECONDS):
+                update()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            update()
+
+
+class _Tail:
+    """Reads the complete lines that a metrics file has gained."""
+
+    def __init__(self, run: RunDirectory):
+        self._path = run.metrics
+        self._position = 0
+
+    def new_rounds(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._position += len(complete)
+        lines = [json.loads(line) for line in complete.splitlines()]
+        return [line for line in lines if line["kind"] == "round"]
+
+
+def _figures(line: dict[str, Any]) -> str:
+    parts = [f"loss {line['loss']:.3f}"]
+    if "accuracy" in line:
+        parts += [f"val {line['val_accuracy']:.3f}", f"test {line['accuracy']:.3f}"]
+    parts.append(f"{(line['bytes_up'] + line['bytes_down']) / 1e6:.2f} MB")
+    if line["failed"]:
+        parts.append(f"[red]{line['failed']} failed[/red]")
+    return "  ".join(parts)

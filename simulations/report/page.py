@@ -1,0 +1,106 @@
+"""The page of a run: its readings and plots in the template, written beside its files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from simulations.report import plots, units
+from simulations.report.drawing import INK, LOOKS, MUTED, RULE, SHADE
+from simulations.report.reading import RunReading, read_run
+
+_TEMPLATE = "report.html.jinja"
+_SHOWN_FAILURES = 200
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client at the best round of every strategy.
+
+    Attributes:
+        client: Its partition.
+        encoder: Its encoder.
+        test_examples: Number of its test nodes, if it was ever evaluated.
+        accuracies: Its test accuracy under every strategy.
+    """
+
+    client: int
+    encoder: str
+    test_examples: int | None
+    accuracies: tuple[float | None, ...]
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` of a run directory: one file that needs no other and no network.
+
+    Args:
+        directory: A finished or unfinished run; nothing outside it is read.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FederationError: If a file of the run is missing or damaged; the message names it.
+    """
+    directory = Path(directory)
+    path = directory / "report.html"
+    page = _render(read_run(directory))
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(page, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+    return path
+
+
+def _render(reading: RunReading) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": units.percent,
+        "size": units.size,
+        "duration": units.duration,
+        "number": units.number,
+    }
+    return environment.get_template(_TEMPLATE).render(
+        reading=reading,
+        main=reading.runs[0],
+        experiment=reading.experiment,
+        client_rows=_client_rows(reading),
+        best_accuracy=_best_accuracy(reading),
+        curves=_drawn(plots.accuracy_curves(reading.runs), plots.loss_curves(reading.runs)),
+        clients=plots.client_dots(reading),
+        classes=plots.class_shares(reading, reading.partition) if reading.partition else None,
+        wire=_drawn(plots.bytes_per_round(reading.runs), plots.bytes_in_total(reading.runs)),
+        failures=reading.failures,
+        shown_failures=_SHOWN_FAILURES,
+        looks=LOOKS,
+        palette={"ink": INK, "muted": MUTED, "rule": RULE, "shade": SHADE},
+    )
+
+
+def _drawn(*drawn: plots.Plot | None) -> list[plots.Plot]:
+    return [plot for plot in drawn if plot is not None]
+
+
+def _client_rows(reading: RunReading) -> list[ClientRow]:
+    accuracies = [run.accuracies for run in reading.runs]
+    examples = reading.test_examples
+    return [
+        ClientRow(
+            client,
+            reading.encoder(client),
+            examples.get(client),
+            tuple(of_run.get(client) for of_run in accuracies),
+        )
+        for client in range(reading.num_clients)
+    ]
+
+
+def _best_accuracy(reading: RunReading) -> float | None:
+    """Return the highest accuracy of the table, where there is something to compare."""
+    values = [run.best.accuracy for run in reading.runs if run.best and run.best.accuracy]
+    return max(values) if len(values) > 1 else None

@@ -1,0 +1,45 @@
+"""What several rooms' tests share: a tiny experiment, and the root of the real data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.experiment import Experiment
+
+TINY: dict[str, Any] = {
+    "data.source": "csbm",
+    "data.csbm.nodes": 160,
+    "data.csbm.classes": 4,
+    "data.csbm.features": 8,
+    "partition.clients": 4,
+    "partition.alpha": 1.0,
+    "model.hidden_channels": 8,
+    "model.embedding_channels": 8,
+    "train.epochs": 2,
+    "run.rounds": 3,
+    "run.seed": 3,
+    "simulation.engine": "local",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Experiment]:
+    """Return a maker of tiny experiments: dotted keys given as a mapping override its own."""
+
+    def make(overrides: dict[str, Any] | None = None, *, folder: str = "run") -> Experiment:
+        keys = {**TINY, "run.directory": str(tmp_path / folder), **(overrides or {})}
+        return Experiment.from_flat(keys)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Return the folder of real data sets, or skip."""
+    root = os.environ.get("GRAPHCL_DATA")
+    if not root:
+        pytest.skip("GRAPHCL_DATA names no folder of real data sets")
+    return Path(root)

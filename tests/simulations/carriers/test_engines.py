@@ -1,0 +1,121 @@
+"""The same experiment ends in the same digest on every carrier, whatever happens to its workers."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from federation.experiment import Experiment
+from federation.run_directory import RunDirectory
+from simulations.carriers.flower import FlowerCarrier
+from simulations.carriers.local import LocalGrid
+from simulations.carriers.ray import RayCarrier, RayGrid
+
+UNLIKE = {"model.encoders": "gcn, sage, gat", "strategy.name": "feddbp"}
+ALIKE = {"model.encoders": "gcn", "strategy.name": "fedavg", "strategy.fraction": 0.5}
+
+
+def figures(experiment: Experiment) -> dict[str, object]:
+    return json.loads((Path(experiment.run.directory) / "summary.json").read_text())
+
+
+def run_locally(experiment: Experiment) -> str:
+    LocalGrid(experiment).serve()
+    return str(figures(experiment)["digest"])
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one-actor", "two-actors"])
+def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
+    base = Experiment.from_flat({"simulation.actors": request.param})
+    with RayCarrier(base) as started:
+        yield started
+
+
+@pytest.mark.parametrize("strategy", [UNLIKE, ALIKE], ids=["feddbp", "fedavg"])
+def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
+    expected = run_locally(tiny(strategy, folder="local"))
+    experiment = tiny(strategy, folder="ray")
+    carrier.run(experiment)
+    assert figures(experiment)["digest"] == expected
+
+
+def test_another_seed_ends_in_another_digest(tiny) -> None:
+    first = run_locally(tiny(UNLIKE, folder="first"))
+    assert run_locally(tiny(UNLIKE, folder="again")) == first
+    assert run_locally(tiny({**UNLIKE, "run.seed": 4}, folder="other")) != first
+
+
+class KillingGrid(RayGrid):
+    """Kills the process of one actor in the middle of a round's training."""
+
+    phases = 0
+
+    def deliver(self, messages, timeout):
+        self.phases += 1
+        if self.phases == 4:  # hello, train 1, evaluate 1, train 2
+            victim = self._pool.actors[0]
+            pid = ray.get(victim.__ray_call__.remote(lambda actor: os.getpid()))
+            os.kill(pid, signal.SIGKILL)
+        return super().deliver(messages, timeout)
+
+
+def test_a_killed_actor_is_replaced_and_the_digest_stays(tiny, carrier) -> None:
+    expected = run_locally(tiny(UNLIKE, folder="local"))
+    experiment = tiny(UNLIKE, folder="killed")
+    KillingGrid(experiment, carrier._pool).serve()
+    assert figures(experiment)["digest"] == expected
+    assert figures(experiment)["failed_updates"] == 0
+
+
+class DeadlyGrid(RayGrid):
+    """Makes one client take its process down whenever it trains."""
+
+    def _begin(self, actor: int) -> None:
+        super()._begin(actor)
+
+        def arm(holder) -> None:  # a local function travels to the actor by value
+            answer = holder._app
+
+            def deadly(message, context):
+                partition = context.node_config["partition-id"]
+                if partition == 1 and message.metadata.message_type == "train":
+                    os._exit(1)
+                return answer(message, context)
+
+            holder._app = deadly
+
+        self._pool.actors[actor].__ray_call__.remote(arm)
+
+
+def test_a_client_that_kills_its_process_costs_its_own_reply_alone(tiny, carrier) -> None:
+    experiment = tiny({**UNLIKE, "run.rounds": 1}, folder="deadly")
+    DeadlyGrid(experiment, carrier._pool).serve()
+    lines = RunDirectory(experiment.run.directory).lines()
+    trained = {line["partition"]: line for line in lines if line["kind"] == "client"}
+    assert [trained[p]["status"] for p in range(4)] == ["ok", "failed", "ok", "ok"]
+    assert "died" in trained[1]["reason"]
+
+
+def test_flower_agrees_with_the_local_carrier_and_its_superlink_is_stopped(tiny) -> None:
+    local = tiny(UNLIKE, folder="local")
+    run_locally(local)
+    experiment = tiny({**UNLIKE, "simulation.actors": 2}, folder="flower")
+    with FlowerCarrier(experiment) as carrier:
+        superlink = carrier._superlink
+        carrier.run(experiment)
+    assert superlink.poll() is not None
+    with pytest.raises(ProcessLookupError):
+        os.killpg(superlink.pid, 0)
+    ours, theirs = figures(local), figures(experiment)
+    for name in ("test_accuracy", "val_accuracy", "test_accuracy_prototype"):
+        assert theirs[name] == pytest.approx(ours[name], abs=1e-6)
+    assert (theirs["bytes_up"], theirs["bytes_down"]) == (ours["bytes_up"], ours["bytes_down"])
+    losses = [
+        [line["loss"] for line in RunDirectory(e.run.directory).lines() if line["kind"] == "round"]
+        for e in (local, experiment)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

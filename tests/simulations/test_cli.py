@@ -1,0 +1,130 @@
+"""The command line: what a user types and reads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulations import cli
+
+TINY = """
+[run]
+name = "tiny"
+rounds = 2
+compare = "local, fedavg"
+
+[data]
+source = "csbm"
+csbm.nodes = 120
+
+[partition]
+clients = 3
+
+[model]
+encoders = "gcn, sage"
+
+[simulation]
+engine = "local"
+"""
+
+
+@pytest.fixture
+def graphcl(tmp_path, monkeypatch, capsys):
+    """Return a caller of the command line inside a folder with ``tiny.toml``."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_console", cli.Console(width=200))
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["graphcl", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+def test_run_compares_strategies_and_leaves_a_report(graphcl, tmp_path) -> None:
+    code, out = graphcl("run", "tiny.toml")
+    assert code == 0, out
+    directory = next((tmp_path / "runs").iterdir())
+    digest = json.loads((directory / "summary.json").read_text())["digest"]
+    assert digest in out
+    assert "unlike models" in out  # why fedavg has no figures
+    assert (directory / "compare" / "local" / "summary.json").exists()
+    assert (directory / "report.html").exists()
+    for name in ("config.toml", "environment.json", "metrics.jsonl", "partition.json"):
+        assert (directory / name).exists()
+
+
+def test_settings_on_the_command_line_override_the_file(graphcl, tmp_path) -> None:
+    code, out = graphcl("run", "tiny.toml", "--set", "run.rounds=1", "--set", "run.compare=")
+    assert code == 0, out
+    directory = next((tmp_path / "runs").iterdir())
+    assert json.loads((directory / "summary.json").read_text())["rounds"] == 1
+    assert not (directory / "compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "name an experiment file"),
+        (["run", "none.toml"], "none.toml: no such experiment file"),
+        (["run", "tiny.toml", "--set", "run.rouns=1"], "did you mean 'run.rounds'"),
+        (["run", "tiny.toml", "--set", "run.rounds"], "write KEY=VALUE"),
+        (["run", "tiny.toml", "--engine", "spark"], "simulation.engine"),
+        (["run", "tiny.toml", "--set", "partition.clients=100"], "partition.clients"),
+        (["run", "tiny.toml", "--set", "data.source=absent.npz"], "absent.npz"),
+        (["run", "--resume", "nowhere"], "holds no config.toml"),
+        (["run", "tiny.toml", "--resume", "x"], "not both"),
+        (["run", "tiny.toml", "--unknown"], "--unknown"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, arguments, message) -> None:
+    code, out = graphcl(*arguments)
+    assert code != 0
+    assert message in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_federation_that_cannot_go_on_exits_non_zero_and_says_how_to_resume(
+    graphcl, tmp_path, monkeypatch
+) -> None:
+    from federation.learners import NodeLearner
+
+    monkeypatch.setattr(NodeLearner, "fit", lambda self, penalty: {"loss": float("nan")})
+    code, out = graphcl("run", "tiny.toml")
+    assert code == 1
+    assert "0 of 3 clients succeeded" in out
+    assert "graphcl run --resume" in out
+
+
+def test_every_key_is_listed_with_its_meaning(graphcl) -> None:
+    code, out = graphcl("keys", "strategy.feddbp")
+    assert code == 0
+    assert "strategy.feddbp.temperature" in out
+    assert "run.rounds" not in out
+
+
+def test_help_teaches(graphcl) -> None:
+    code, out = graphcl("run", "--help")
+    assert code == 0
+    assert "configs/quickstart.toml" in out
+    assert "--resume" in out
+
+
+def test_the_local_engine_starts_without_ray() -> None:
+    program = (
+        "import sys; from simulations.cli import main; import simulations.carriers.local; "
+        "sys.exit('ray' in sys.modules)"
+    )
+    root = Path(cli.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
