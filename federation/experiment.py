@@ -1,12 +1,11 @@
 """The experiment file: one TOML, every key typed, validated before anything starts.
 
-The same keys serve ``graphcl run FILE`` and ``flwr run . --run-config FILE``. Flower flattens a file
-into dotted keys with scalar values, so a list is written as a string: ``encoders = "gcn, sage"``.
+The same keys serve ``graphcl run FILE`` and ``flwr run . --run-config FILE``. Flower flattens a
+file into dotted keys with scalar values, so a list is a string: ``encoders = "gcn, sage"``.
 """
 
 import difflib
 import tomllib
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -59,9 +58,7 @@ class Table(BaseModel):
 class Run(Table):
     """What is run and how long."""
 
-    name: str = _key(
-        "experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$"
-    )
+    name: str = _key("experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = _key(0, "decides everything random", ge=0)
     rounds: int = _key(50, "rounds of training", ge=1)
     evaluate_every: int = _key(1, "rounds between evaluations of all clients", ge=1)
@@ -255,13 +252,13 @@ class Experiment(Table):
                 f"data.num_classes: {self.data.num_classes} was promised, but data.csbm.classes "
                 f"generates {csbm.classes}; make them equal or leave num_classes at 0"
             )
-        if self.data.source == "csbm":
-            if self.partition.clients * self.partition.min_nodes > csbm.nodes:
-                raise ValueError(
-                    f"partition.clients: {self.partition.clients} clients of at least "
-                    f"{self.partition.min_nodes} nodes need more than the {csbm.nodes} nodes there "
-                    "are; lower partition.clients or partition.min_nodes"
-                )
+        needed = self.partition.clients * self.partition.min_nodes
+        if self.data.source == "csbm" and needed > csbm.nodes:
+            raise ValueError(
+                f"partition.clients: {self.partition.clients} clients of at least "
+                f"{self.partition.min_nodes} nodes need more than the {csbm.nodes} nodes there "
+                "are; lower partition.clients or partition.min_nodes"
+            )
         return self
 
     def override(self, keys: Mapping[str, Scalar]) -> "Experiment":

@@ -52,7 +52,10 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
         arrays = arrays if aggregated is None else aggregated
         evaluation = None
-        if server_round % experiment.run.evaluate_every == 0 or server_round == experiment.run.rounds:
+        if (
+            server_round % experiment.run.evaluate_every == 0
+            or server_round == experiment.run.rounds
+        ):
             evaluation = Exchanged(grid, facts, list(facts.nodes.values()), experiment.run.timeout)
             evaluation.send(
                 strategy.configure_evaluate(server_round, arrays, ConfigRecord(), evaluation.grid)
@@ -211,9 +214,7 @@ _EVALUATED = {
 }
 
 
-def _client_lines(
-    server_round: int, train: Exchanged, evaluation: Exchanged | None
-) -> list[Line]:
+def _client_lines(server_round: int, train: Exchanged, evaluation: Exchanged | None) -> list[Line]:
     trained = train.metrics()
     evaluated = evaluation.metrics() if evaluation else {}
     lines = []

@@ -81,7 +81,10 @@ class RunDirectory:
     @classmethod
     def of(cls, experiment: Experiment) -> "RunDirectory":
         """Open the run directory of an experiment; by default a new one under ``runs/``."""
-        name = experiment.run.directory or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{experiment.run.name}"
+        name = (
+            experiment.run.directory
+            or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{experiment.run.name}"
+        )
         run = cls(name)
         run.open(experiment)
         return run
@@ -139,14 +142,15 @@ class RunDirectory:
                 clients[str(partition)] = _store(
                     folder, f"client-{partition}-{server_round}.bin", data
                 )
+        stored = _store(folder, f"server-{server_round}.bin", to_bytes(server))
         manifest = {
             "round": server_round,
             "metrics_bytes": self.metrics.stat().st_size,
-            "server": _store(folder, f"server-{server_round}.bin", to_bytes(server)),
+            "server": stored,
             "clients": clients,
         }
         _write_atomically(self._manifest, _json(manifest))
-        kept = {manifest["server"]["file"], *(entry["file"] for entry in (clients or {}).values())}
+        kept = {stored["file"], *(entry["file"] for entry in (clients or {}).values())}
         for file in folder.glob("*.bin"):
             if file.name not in kept:
                 file.unlink()

@@ -51,7 +51,7 @@ def run(
     The run directory keeps the configuration, the metrics of every client and round, checkpoints
     and report.html. A run that was stopped goes on with --resume DIRECTORY.
 
-    Examples:
+    For example:
 
       graphcl run configs/quickstart.toml
 
@@ -111,15 +111,12 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
-            message = getattr(error, "format_message", lambda: str(error))()
-            Console(stderr=True).print(f"[red]error:[/red] {escape(message)}")
+            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}")
             sys.exit(2)
         raise
 
 
-def _overrides(
-    settings: list[str], engine: str | None, address: str | None
-) -> dict[str, Scalar]:
+def _overrides(settings: list[str], engine: str | None, address: str | None) -> dict[str, Scalar]:
     overrides: dict[str, Scalar] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")

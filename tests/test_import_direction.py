@@ -17,7 +17,9 @@ PACKAGES = set(FORBIDDEN)
 NOT_PACKAGES = {"tests", "docs", "configs", "benchmarks", "scripts", "examples", "runs", "data"}
 
 MODULES = sorted(
-    path.relative_to(ROOT).as_posix() for package in FORBIDDEN for path in (ROOT / package).rglob("*.py")
+    path.relative_to(ROOT).as_posix()
+    for package in FORBIDDEN
+    for path in (ROOT / package).rglob("*.py")
 )
 
 

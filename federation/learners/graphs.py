@@ -56,8 +56,10 @@ def client_graphs(experiment: Experiment) -> ClientGraphs:
 
 @lru_cache(maxsize=2)
 def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
-    graphs, report = _natural(data, partition) if partition.scheme == "natural" else _divide(
-        data, partition, seed
+    graphs, report = (
+        _natural(data, partition)
+        if partition.scheme == "natural"
+        else _divide(data, partition, seed)
     )
     num_classes = count_classes(graphs)
     if data.num_classes not in (0, num_classes):
@@ -84,9 +86,7 @@ def _natural(data: DataTable, partition: Partition) -> tuple[list[Data], Partiti
     return graphs, natural_report(graphs)
 
 
-def _divide(
-    data: DataTable, partition: Partition, seed: int
-) -> tuple[list[Data], PartitionReport]:
+def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[list[Data], PartitionReport]:
     graph = _whole_graph(data, seed)
     num_nodes = int(graph.num_nodes)
     if partition.clients * partition.min_nodes > num_nodes:

@@ -24,7 +24,10 @@ class NodeLearner(Learner):
     """
 
     def __init__(
-        self, experiment: Experiment, partition: int, projector: Callable[[int], nn.Module] | None = None
+        self,
+        experiment: Experiment,
+        partition: int,
+        projector: Callable[[int], nn.Module] | None = None,
     ):
         clients = client_graphs(experiment)
         self.config = experiment
@@ -39,7 +42,8 @@ class NodeLearner(Learner):
         self.x: Tensor = data.x.to(self.device)
         self.y: Tensor = data.y.to(self.device)
         self.masks = {
-            split: getattr(data, f"{split}_mask").to(self.device) for split in ("train", "val", "test")
+            split: getattr(data, f"{split}_mask").to(self.device)
+            for split in ("train", "val", "test")
         }
         self.operator = model.encoder.operator(data.edge_index.to(self.device), self.x.size(0))
         self.reset_optimizer()

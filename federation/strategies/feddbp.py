@@ -56,8 +56,10 @@ class DualBranchProjector(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Project an embedding."""
-        branches = self.align(h), self.discriminate(h)
-        return torch.cat(branches, -1) if self.fuse == "concat" else sum(branches) / 2  # type: ignore[return-value]
+        aligned, discriminated = self.align(h), self.discriminate(h)
+        if self.fuse == "concat":
+            return torch.cat((aligned, discriminated), -1)
+        return (aligned + discriminated) / 2
 
 
 def split_branches(z: Tensor, fuse: str) -> tuple[Tensor, Tensor]:

@@ -125,13 +125,13 @@ def check_upload(
     for name in names - {"classes", "support"}:
         check_shape(name, tensors[name], (held, width))
         check_finite(name, tensors[name])
-    if held and not (0 <= int(classes.min()) and int(classes.max()) < facts.num_classes):
+    if held and not (int(classes.min()) >= 0 and int(classes.max()) < facts.num_classes):
         raise ReplyError(f"a class id lies outside 0..{facts.num_classes - 1}")
     if len(classes.unique()) != held:
         raise ReplyError("a class is named twice")
     if held and int(tensors["support"].min()) < 1:
         raise ReplyError("a class is claimed without a sample behind it")
-    if fisher and held and not (0 <= tensors["fisher"].min() and tensors["fisher"].max() <= 1):
+    if fisher and held and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):
         raise ReplyError("array 'fisher' leaves [0, 1]")
 
 
@@ -202,7 +202,10 @@ class PrototypeStrategy(MessageStrategy):
     def state(self) -> RecordDict:
         """Return the last upload of every client."""
         return RecordDict(
-            {str(partition): self.uploads[partition].to_arrays() for partition in sorted(self.uploads)}
+            {
+                str(partition): self.uploads[partition].to_arrays()
+                for partition in sorted(self.uploads)
+            }
         )
 
     def load_state(self, state: RecordDict) -> None:

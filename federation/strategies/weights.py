@@ -31,7 +31,9 @@ class WeightsExchange(Exchange):
         self.learner.reset_optimizer()
         self.proximal_mu = float(content.config_records["config"].get("proximal-mu", 0.0))  # type: ignore[arg-type]
         if self.proximal_mu:
-            anchor = {k: v.to(next(self.learner.model.parameters())) for k, v in self.received.items()}
+            anchor = {
+                k: v.to(next(self.learner.model.parameters())) for k, v in self.received.items()
+            }
             self._anchor = [
                 (parameter, anchor[name])
                 for name, parameter in self.learner.model.named_parameters()
@@ -55,7 +57,9 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
             "the client holds another model"
         )
     for name, array in received.items():
-        check_shape(name, tensor := to_tensors(ArrayRecord({name: array}))[name], arrays[name].shape)
+        check_shape(
+            name, tensor := to_tensors(ArrayRecord({name: array}))[name], arrays[name].shape
+        )
         check_finite(name, tensor)
 
 

@@ -48,7 +48,7 @@ def fit(
                     f"the loss is not finite in epoch {epoch} ({bad}); "
                     "lower the learning rate or check the data"
                 )
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             optimizer.step()
             steps += 1
             for name, term in terms.items():

@@ -132,7 +132,9 @@ def partition_of(message: Message) -> int:
     return message.metadata.dst_node_id - 1
 
 
-def client_context(partition: int, run_config: Mapping[str, bool | int | float | str], num_clients: int) -> Context:
+def client_context(
+    partition: int, run_config: Mapping[str, bool | int | float | str], num_clients: int
+) -> Context:
     """Return the fresh context of a simulated node."""
     node_config = {"partition-id": partition, "num-partitions": num_clients}
     return Context(_RUN, partition + 1, node_config, RecordDict(), dict(run_config))  # type: ignore[arg-type]

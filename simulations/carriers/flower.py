@@ -96,7 +96,9 @@ class FlowerCarrier(Carrier):
             f"client-resources-num-gpus={float(simulation.gpus_per_client)}",
         ]
         if simulation.actors:
-            federation.append(f"init-args-num-cpus={simulation.actors * simulation.cpus_per_client}")
+            federation.append(
+                f"init-args-num-cpus={simulation.actors * simulation.cpus_per_client}"
+            )
         command = [
             *(str(Path(sys.executable).parent / "flwr"), "run", str(app), _CONNECTION, "--stream"),
             *("--federation-config", " ".join(federation)),
@@ -127,7 +129,7 @@ class FlowerCarrier(Carrier):
                 break
             try:
                 address = f"http://127.0.0.1:{self._port}/health"
-                with urllib.request.urlopen(address, timeout=1):  # noqa: S310
+                with urllib.request.urlopen(address, timeout=1):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)

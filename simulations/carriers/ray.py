@@ -46,7 +46,9 @@ class ClientActor:
         self._app = app
         self._contexts: dict[int, Context] = {}
 
-    def begin(self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]) -> None:
+    def begin(
+        self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]
+    ) -> None:
         """Forget the clients of any earlier run and take over these states."""
         self._run_config, self._num_clients = run_config, num_clients
         self._contexts = {
@@ -238,10 +240,11 @@ def _fitting_actors(experiment: Experiment) -> int:
     if simulation.gpus_per_client:
         count = min(count, int(resources.get("GPU", 0) / simulation.gpus_per_client))
     if count < 1:
+        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
         raise FederationError(
             f"no client fits: it needs {simulation.cpus_per_client} CPUs and "
-            f"{simulation.gpus_per_client:g} GPUs, and Ray has {resources.get('CPU', 0):g} CPUs and "
-            f"{resources.get('GPU', 0):g} GPUs; lower simulation.cpus_per_client or gpus_per_client"
+            f"{simulation.gpus_per_client:g} GPUs, and Ray has {cpus:g} CPUs and {gpus:g} GPUs; "
+            "lower simulation.cpus_per_client or gpus_per_client"
         )
     return min(count, experiment.partition.clients)
 

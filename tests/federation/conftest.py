@@ -59,6 +59,7 @@ class StagedGrid(LocalGrid):
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment)
+        self.experiment = experiment
         self.sent, self.replies, self.tamper, self.lost = {}, {}, {}, set()
         self.states = defaultdict(dict)
         self.now = None
@@ -79,6 +80,7 @@ class StagedGrid(LocalGrid):
                 self.tamper[key](reply.content)
             if key not in self.lost:
                 arrived.append(reply)
+        self.now = None
         return arrived
 
 
@@ -123,23 +125,17 @@ def new_process():
 def three_silos(tmp_path):
     """Write a folder of three graphs: one class only, no edges, a single node."""
     rng = torch.Generator().manual_seed(0)
+
+    def features(y):
+        return 3 * torch.nn.functional.one_hot(y, 4) + 0.1 * torch.randn(len(y), 4, generator=rng)
+
+    one, three, last = torch.ones(12, dtype=torch.long), torch.arange(12) % 3, torch.tensor([2])
+    nothing = torch.empty(2, 0, dtype=torch.long)
     ring = torch.stack([torch.arange(12), (torch.arange(12) + 1) % 12])
     silos = {
-        "one-class": Data(
-            x=torch.randn(12, 4, generator=rng),
-            edge_index=to_undirected(ring),
-            y=torch.ones(12, dtype=torch.long),
-        ),
-        "no-edges": Data(
-            x=torch.randn(12, 4, generator=rng),
-            edge_index=torch.empty(2, 0, dtype=torch.long),
-            y=torch.arange(12) % 3,
-        ),
-        "single-node": Data(
-            x=torch.randn(1, 4, generator=rng),
-            edge_index=torch.empty(2, 0, dtype=torch.long),
-            y=torch.tensor([2]),
-        ),
+        "one-class": Data(x=features(one), edge_index=to_undirected(ring), y=one),
+        "no-edges": Data(x=features(three), edge_index=nothing, y=three),
+        "single-node": Data(x=features(last), edge_index=nothing, y=last),
     }
     folder = tmp_path / "silos"
     folder.mkdir()

@@ -162,6 +162,12 @@ def test_odd_width_is_fine_where_no_branch_is_cut(name):
     assert experiment.model.embedding_channels == 7
 
 
+def test_odd_width_is_refused_for_a_comparison_with_feddbp():
+    keys = {"strategy.name": "local", "run.compare": "feddbp", "model.embedding_channels": 7}
+    with pytest.raises(ConfigError, match=r"model\.embedding_channels: 7 cannot be halved"):
+        Experiment.from_flat(keys)
+
+
 CSBM = "[data]\nsource = 'csbm'\n"
 
 
@@ -212,7 +218,9 @@ def test_lists_of_names_check_every_name(tmp_path, text, key, near):
 
 
 def test_lists_of_names_have_one_form():
-    experiment = Experiment.from_flat({"model.encoders": "gcn,sage ,, gat", "run.compare": " local"})
+    experiment = Experiment.from_flat(
+        {"model.encoders": "gcn,sage ,, gat", "run.compare": " local"}
+    )
     assert experiment.model.encoders == "gcn, sage, gat"
     assert experiment.model.encoder_names == ["gcn", "sage", "gat"]
     assert experiment.run.compare == "local"
@@ -255,7 +263,7 @@ def unlike_defaults() -> dict:
     return changed | {
         "run.name": "other-name_1.0",
         "run.compare": "local, fedproto",
-        "run.directory": "some/where \"quoted\" ü",
+        "run.directory": 'some/where "quoted" ü',
         "data.source": "pyg:Planetoid/Cora",
         "data.root": "/r",
         "partition.scheme": "louvain",

@@ -34,7 +34,8 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (
         one.shape == other.shape
         and one.dtype == other.dtype
-        and one.detach().contiguous().numpy().tobytes() == other.detach().contiguous().numpy().tobytes()
+        and one.detach().contiguous().numpy().tobytes()
+        == other.detach().contiguous().numpy().tobytes()
     )
 
 

@@ -47,7 +47,9 @@ def test_fit_reports_the_means_over_the_last_epoch(weight):
 
 def test_fit_steps_once_per_batch_from_a_clean_gradient(weight):
     weight.grad = torch.full((2,), 100.0)  # left over from elsewhere
-    fit(lambda b: {"l": (b * weight).sum()}, [1.0, 2.0], torch.optim.SGD([weight], lr=1.0), epochs=3)
+    fit(
+        lambda b: {"l": (b * weight).sum()}, [1.0, 2.0], torch.optim.SGD([weight], lr=1.0), epochs=3
+    )
     assert weight.tolist() == [4.0 - 9.0, -2.0 - 9.0]
 
 

@@ -1,0 +1,240 @@
+"""A checkpoint is whole or it does not count, and a digest covers what a run computed."""
+
+import json
+import tomllib
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from federation import run_directory
+from federation.experiment import Experiment
+from federation.records import to_arrays, to_tensors
+from federation.run_directory import RunDirectory
+from graphcl.errors import FederationError
+
+
+def line(server_round: int, **fields) -> dict:
+    return {"kind": "round", "round": server_round, "accuracy": 0.5, "seconds": 0.1} | fields
+
+
+def arrays(value: float) -> ArrayRecord:
+    return to_arrays({"w": torch.full((2, 3), value), "n": torch.tensor([7])})
+
+
+def state(value: float) -> RecordDict:
+    return RecordDict({"0": arrays(value), "table": arrays(-value)})
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.open(Experiment())
+    return directory
+
+
+@pytest.fixture
+def stored(run):
+    """A run after two rounds; client 1 did not change in the second."""
+    run.record([line(1)])
+    run.checkpoint(1, arrays(1.0), state(1.0), {0: b"zero", 1: b"one"})
+    run.record([line(2)])
+    run.checkpoint(2, arrays(2.0), state(2.0), {0: b"zero again", 2: b"two"})
+    return run
+
+
+def files(run) -> set[str]:
+    return {path.name for path in (run.path / "checkpoint").iterdir()}
+
+
+def again(run) -> RunDirectory:
+    fresh = RunDirectory(run.path)
+    fresh.open(Experiment())
+    return fresh
+
+
+def test_new_run_has_no_checkpoint(run):
+    run.record([line(1)])  # of a round that was never checkpointed
+    assert again(run).resume() is None
+    assert run.lines() == []
+
+
+def test_checkpoint_returns_all_it_was_given(stored):
+    checkpoint = again(stored).resume()
+    assert checkpoint.server_round == 2
+    assert checkpoint.clients == {0: b"zero again", 1: b"one", 2: b"two"}
+    tensors = to_tensors(checkpoint.arrays)
+    assert torch.equal(tensors["w"], torch.full((2, 3), 2.0))
+    assert torch.equal(tensors["n"], torch.tensor([7]))
+    assert set(checkpoint.strategy) == {"0", "table"}
+    table = to_tensors(checkpoint.strategy.array_records["table"])
+    assert torch.equal(table["w"], torch.full((2, 3), -2.0))
+    assert stored.lines() == [line(1), line(2)]
+
+
+def test_clients_that_the_carrier_keeps_are_not_pretended(run):
+    run.checkpoint(1, ArrayRecord(), RecordDict(), None)
+    checkpoint = again(run).resume()
+    assert checkpoint.clients is None
+    assert len(checkpoint.arrays) == 0
+    assert len(checkpoint.strategy) == 0
+
+
+def test_only_changed_clients_are_rewritten_and_old_files_go(stored):
+    assert files(stored) == {
+        "manifest.json",
+        "server-2.bin",
+        "client-0-2.bin",
+        "client-1-1.bin",
+        "client-2-2.bin",
+    }
+
+
+def test_metrics_of_a_later_round_are_cut_off(stored):
+    stored.record([line(3), line(3)])
+    with stored.metrics.open("a") as file:
+        file.write('{"kind": "rou')  # killed in the middle of a line
+    assert again(stored).resume().server_round == 2
+    assert stored.lines() == [line(1), line(2)]
+
+
+def test_crash_before_the_manifest_leaves_the_round_before(stored, monkeypatch):
+    class PowerCutError(Exception):
+        pass
+
+    def cut(path, data):
+        path.with_name(path.name + ".new").write_bytes(data[: len(data) // 2])
+        raise PowerCutError
+
+    stored.record([line(3)])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "_write_atomically", cut)
+        with pytest.raises(PowerCutError):
+            stored.checkpoint(3, arrays(3.0), state(3.0), {0: b"unfinished", 1: b"unfinished"})
+    assert {"server-3.bin", "client-1-3.bin", "manifest.json.new"} <= files(stored)
+    run = again(stored)
+    checkpoint = run.resume()
+    assert checkpoint.server_round == 2
+    assert checkpoint.clients == {0: b"zero again", 1: b"one", 2: b"two"}
+    run.record([line(3, accuracy=0.75)])
+    run.checkpoint(3, arrays(3.5), state(3.5), {1: b"finished"})
+    checkpoint = again(run).resume()
+    assert checkpoint.clients == {0: b"zero again", 1: b"finished", 2: b"two"}
+    assert to_tensors(checkpoint.arrays)["w"][0, 0] == 3.5
+    assert run.lines()[-1]["accuracy"] == 0.75
+    assert files(run) == {
+        "manifest.json",
+        "server-3.bin",
+        "client-0-2.bin",
+        "client-1-3.bin",
+        "client-2-2.bin",
+    }
+
+
+def test_files_that_no_manifest_names_are_not_read(stored):
+    folder = stored.path / "checkpoint"
+    (folder / "server-9.bin").write_bytes(b"rubbish")
+    (folder / "manifest.json.new").write_text('{"round": 9}')
+    assert again(stored).resume().server_round == 2
+
+
+@pytest.mark.parametrize("name", ["server-2.bin", "client-1-1.bin"])
+@pytest.mark.parametrize("damage", ["missing", "damaged", "cut short"])
+def test_unusable_data_file_is_named(stored, name, damage):
+    path = stored.path / "checkpoint" / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] + (b"" if damage == "cut short" else bytes([data[-1] ^ 1])))
+    with pytest.raises(FederationError, match=name.replace(".", r"\.")):
+        again(stored).resume()
+
+
+@pytest.mark.parametrize("text", ["", '{"round": 2', "[]", '{"round": 2}'])
+def test_unusable_manifest_is_named(stored, text):
+    (stored.path / "checkpoint" / "manifest.json").write_text(text)
+    with pytest.raises(FederationError, match=r"manifest\.json"):
+        again(stored).resume()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_metrics_shorter_than_the_checkpoint_says_are_named(stored, damage):
+    """Cutting to a length must never make a file longer."""
+    if damage == "missing":
+        stored.metrics.unlink()
+    else:
+        stored.metrics.write_bytes(stored.metrics.read_bytes()[:10])
+    with pytest.raises(FederationError, match=r"metrics\.jsonl"):
+        again(stored).resume()
+
+
+def test_nothing_on_disk_is_a_pickle(stored):
+    for path in stored.path.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(bytes([0x80, version, 0x95]) in data for version in (2, 3, 4, 5)), path
+            assert not data.startswith(b"\x80"), path
+
+
+def test_configuration_and_environment_are_written_once(run):
+    text = (run.path / "config.toml").read_text()
+    assert Experiment.from_nested(tomllib.loads(text)) == Experiment()
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert {"python", "platform", "packages"} == set(environment)
+    assert all(environment["packages"].values())
+    (run.path / "config.toml").write_text(text + "\n# a note\n")
+    again(run)
+    assert (run.path / "config.toml").read_text().endswith("# a note\n")
+
+
+def test_directory_of_another_experiment_is_refused(stored):
+    """Rounds of two experiments in one directory would pass for one run."""
+    other = Experiment.from_flat({"strategy.name": "fedavg", "run.directory": str(stored.path)})
+    with pytest.raises(FederationError, match=r"strategy\.name"):
+        RunDirectory.of(other)
+
+
+def test_two_runs_without_a_directory_never_share_one(tmp_path, monkeypatch):
+    """Two that start in the same second are two runs, not one resumed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_directory.time, "strftime", lambda _: "20250101-000000")
+    assert RunDirectory.of(Experiment()).path != RunDirectory.of(Experiment()).path
+
+
+def test_summary_holds_the_digest(stored):
+    server = RecordDict({"arrays": arrays(2.0)})
+    digest = stored.finish({"best_round": 1}, server)
+    assert json.loads(stored.summary.read_text()) == {"best_round": 1, "digest": digest}
+    assert digest == stored.digest(server)
+
+
+def digest_of(tmp_path, lines, server) -> str:
+    run = RunDirectory(tmp_path)
+    run.open(Experiment())
+    run.resume()
+    run.record(lines)
+    return run.digest(server)
+
+
+def test_digest_ignores_the_clock_alone(tmp_path):
+    server = RecordDict({"arrays": arrays(1.0)})
+    base = digest_of(tmp_path, [line(1, bytes_up=10)], server)
+    assert digest_of(tmp_path, [line(1, bytes_up=10, seconds=99.0)], server) == base
+    changed = [
+        digest_of(tmp_path, [line(1, bytes_up=10, accuracy=0.5000001)], server),
+        digest_of(tmp_path, [line(1, bytes_up=11)], server),
+        digest_of(tmp_path, [line(2, bytes_up=10)], server),
+        digest_of(tmp_path, [line(1, bytes_up=10)] * 2, server),
+        digest_of(tmp_path, [line(1, bytes_up=10)], RecordDict({"arrays": arrays(1.0000001)})),
+        digest_of(tmp_path, [line(1, bytes_up=10)], RecordDict({"other": arrays(1.0)})),
+        digest_of(tmp_path, [line(1, bytes_up=10)], RecordDict()),
+    ]
+    assert base not in changed
+    assert len(set(changed)) == len(changed)
+
+
+def test_metrics_hold_no_nan(run):
+    """A line that other programs cannot parse must fail where it is written."""
+    with pytest.raises(ValueError):
+        run.record([line(1, accuracy=float("nan"))])
