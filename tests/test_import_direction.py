@@ -24,7 +24,7 @@ MODULES = sorted(
 
 
 def imported(module: str) -> set[str]:
-    """Top-level names a file imports anywhere, relative imports and strings to a loader included."""
+    """Top-level names that a file imports anywhere, also by ``import_module``."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -42,4 +42,7 @@ def seed_everything(seed: int, *purpose: str | int) -> None:
     value = derive_seed(seed, *purpose)
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    # torch.manual_seed would also queue a call, with a stack trace, for devices never used.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)

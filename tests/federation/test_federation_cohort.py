@@ -112,7 +112,7 @@ def test_nodes_that_are_not_connected():
 
 
 def test_node_that_never_answers():
-    with pytest.raises(FederationError, match="2 of 3 nodes said hello within 0.1 s"):
+    with pytest.raises(FederationError, match=r"2 of 3 nodes said hello within 0\.1 s"):
         found({1: facts(0), 2: facts(1), 3: None})
 
 

@@ -305,13 +305,13 @@ def test_experiments_are_equal_and_hash_alike_by_their_keys():
         one.run.seed = 3
 
 
-def test_another_strategy_changes_nothing_else():
+def test_override_changes_the_named_keys_and_nothing_else():
     experiment = Experiment.from_flat(unlike_defaults())
-    other = experiment.with_strategy("feddbp")
-    assert other.strategy.name == "feddbp"
-    assert other.run.compare == ""
-    same = {"strategy.name": "fedproto", "run.compare": experiment.run.compare}
-    assert other.flat() | same == experiment.flat()
+    changed = {"strategy.name": "feddbp", "run.compare": ""}
+    assert experiment.override(changed).flat() == experiment.flat() | changed
+    assert experiment.override({}) == experiment
+    with pytest.raises(ConfigError, match=r"run\.sed: unknown key"):
+        experiment.override({"run.sed": 3})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda f: f.name)
@@ -319,7 +319,7 @@ def test_shipped_experiments_validate(file):
     experiment = load_experiment(file)
     for name in filter(None, experiment.run.compare.split(", ")):
         if name not in WEIGHT_STRATEGIES or len(set(experiment.model.encoder_names)) == 1:
-            assert experiment.with_strategy(name).strategy.name == name
+            assert experiment.override({"strategy.name": name}).strategy.name == name
 
 
 def test_experiments_are_shipped():

@@ -195,6 +195,13 @@ def test_directory_of_another_experiment_is_refused(stored):
         RunDirectory.of(other)
 
 
+def test_moved_directory_another_engine_or_more_rounds_go_on(stored, tmp_path):
+    """They decide where, how and how long a run works, not what it computes."""
+    moved = stored.path.rename(tmp_path / "moved")
+    keys = {"run.directory": str(moved), "simulation.engine": "local", "run.rounds": 99}
+    assert RunDirectory.of(Experiment.from_flat(keys)).resume().server_round == 2
+
+
 def test_two_runs_without_a_directory_never_share_one(tmp_path, monkeypatch):
     """Two that start in the same second are two runs, not one resumed."""
     monkeypatch.chdir(tmp_path)
