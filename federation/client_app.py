@@ -19,7 +19,7 @@ from flwr.common.logger import log
 
 from federation.experiment import Experiment, Scalar
 from federation.learners import NodeLearner
-from federation.records import to_arrays, to_tensors
+from federation.records import check_finite, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
 from graphcl.errors import FederationError
 from graphcl.training import seed_everything
@@ -96,12 +96,19 @@ def _answer(
 
 def _partition(context: Context) -> int:
     try:
-        return int(context.node_config["partition-id"])
+        partition = int(context.node_config["partition-id"])
     except KeyError:
         raise FederationError(
             "this node has no 'partition-id'; start its SuperNode with "
             '--node-config "partition-id=0 num-partitions=N"'
         ) from None
+    clients = experiment_of(context.run_config).partition.clients
+    if not 0 <= partition < clients:
+        raise FederationError(
+            f"this node's 'partition-id' is {partition}; with partition.clients = {clients} it "
+            f"must lie in 0..{clients - 1}"
+        )
+    return partition
 
 
 @contextmanager
@@ -121,7 +128,10 @@ def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
     yield exchange
     if exchange.personal:
         if keep:
-            context.state[_STATE] = stored = to_arrays(learner.state())
+            state = learner.state()
+            for name, tensor in state.items():
+                check_finite(name, tensor)  # a node must not keep what it could not recover from
+            context.state[_STATE] = stored = to_arrays(state)
         learner.holds = stored
 
 

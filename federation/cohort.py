@@ -1,5 +1,6 @@
 """Who takes part: discovery of the nodes, and the seeded cohort of every round."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 
@@ -28,15 +29,21 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
     found: dict[int, int] = {}
     facts: dict[int, dict[str, int]] = {}
     for reply in grid.send_and_receive(messages, timeout=experiment.run.timeout or None):
+        node = reply.metadata.src_node_id
         if reply.has_error():
-            raise FederationError(f"a node could not start: {reply.error.reason}")
+            raise FederationError(f"node {node} could not start: {reply.error.reason}")
         told = {name: int(value) for name, value in reply.content["facts"].items()}  # type: ignore[arg-type]
         partition = told["partition-id"]
+        if not 0 <= partition < experiment.partition.clients:
+            raise FederationError(
+                f"node {node} claims partition {partition}, which does not lie in "
+                f"0..{experiment.partition.clients - 1} (partition.clients)"
+            )
         if partition in facts:
             raise FederationError(
                 f"two nodes claim partition {partition}; give every node its own 'partition-id'"
             )
-        found[reply.metadata.src_node_id] = partition
+        found[node] = partition
         facts[partition] = told
     if len(facts) < experiment.partition.clients:
         raise FederationError(
@@ -53,7 +60,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
 def _wait_for_nodes(grid: Grid, experiment: Experiment) -> list[int]:
     """Poll until all nodes are there: a simulation starts before they are registered."""
     expected = experiment.partition.clients
-    deadline = time.monotonic() + (experiment.run.timeout or 600.0)
+    deadline = time.monotonic() + (experiment.run.timeout or math.inf)
     while len(nodes := list(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
             raise FederationError(

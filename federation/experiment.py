@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from graphcl.errors import ConfigError
 from graphcl.nodes import ENCODERS
@@ -40,6 +48,13 @@ def _encoders(text: str) -> str:
     return names
 
 
+def _strategy(text: str) -> str:
+    name = _names(text, STRATEGIES, "strategy")
+    if name not in STRATEGIES:
+        raise ValueError(f"name one strategy (known: {', '.join(STRATEGIES)})")
+    return name
+
+
 def _strategies(text: str) -> str:
     return _names(text, STRATEGIES, "strategy")
 
@@ -52,7 +67,15 @@ def _key(default: Any, meaning: str, **rules: Any) -> Any:
 class Table(BaseModel):
     """A table of the experiment file: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: object) -> object:
+        """Refuse true and false, which Python would take for 1 and 0; no key is boolean."""
+        if isinstance(value, bool):
+            raise ValueError("must not be true or false")
+        return value
 
 
 class Run(Table):
@@ -173,11 +196,11 @@ class FedDBPTable(Table):
     """FedDBP."""
 
     fuse: Literal["concat", "sum"] = _key(
-        "concat", "join the branches side by side or by their mean"
+        "sum", "join the branches by their mean, or side by side with half the channels each"
     )
     lambda_align: float = _key(1.0, "weight of the alignment term; 0 = off", ge=0)
     lambda_contrast: float = _key(1.0, "weight of the contrastive term; 0 = off", ge=0)
-    temperature: float = _key(0.1, "temperature of the contrastive term", gt=0)
+    temperature: float = _key(1.0, "temperature of the contrastive term", gt=0)
     global_weight: Literal["fisher", "count", "uniform"] = _key(
         "fisher", "weights of the global mean: class size times Fisher, class size, or none"
     )
@@ -188,15 +211,15 @@ class FedDBPTable(Table):
     keep: float = _key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
     threshold: float = _key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
     inference: Literal["head", "prototype"] = _key(
-        "head", "what counts as the prediction; both are recorded"
+        "prototype", "what counts as the prediction; both are recorded"
     )
 
 
 class Strategy(Table):
     """The federated algorithm, its cohort, and the parameters of each algorithm."""
 
-    name: Literal["local", "fedavg", "fedprox", "fedproto", "feddbp"] = _key(
-        "feddbp", "the federated algorithm"
+    name: Annotated[str, AfterValidator(_strategy)] = _key(
+        "feddbp", f"the federated algorithm: {', '.join(STRATEGIES)}"
     )
     fraction: float = _key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     fedprox: FedProxTable = FedProxTable()
@@ -236,8 +259,9 @@ class Experiment(Table):
                 f"the clients unlike models ({self.model.encoders}); name one encoder, or use a "
                 "prototype strategy (fedproto, feddbp)"
             )
+        planned = (self.strategy.name, *self.run.compare.split(", "))
         feddbp = self.strategy.feddbp
-        if feddbp.fuse == "concat" and self.model.embedding_channels % 2:
+        if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
                 f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
                 "the two branches of strategy.feddbp.fuse = 'concat'; take an even number"
@@ -282,14 +306,7 @@ class Experiment(Table):
                 combination cannot run.
         """
         nested: dict[str, Any] = {}
-        for key, value in config.items():
-            *tables, last = key.split(".")
-            inner = nested
-            for table in tables:
-                inner = inner.setdefault(table, {})
-                if not isinstance(inner, dict):
-                    raise ConfigError(f"{key}: '{table}' is a value, not a table")
-            inner[last] = value
+        _put(nested, config)
         return cls.from_nested(nested)
 
     @classmethod
@@ -317,16 +334,11 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = N
         nested = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such experiment file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
-    for key, value in (overrides or {}).items():
-        inner = nested
-        *tables, last = key.split(".")
-        for table in tables:
-            inner = inner.setdefault(table, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{key}: '{table}' is a value, not a table")
-        inner[last] = value
+    _put(nested, overrides or {})
     return Experiment.from_nested(nested, str(path))
 
 
@@ -345,6 +357,18 @@ def describe_keys(
 def known_keys() -> list[str]:
     """Return every dotted key of the schema."""
     return [key for key, _, _ in describe_keys()]
+
+
+def _put(nested: dict[str, Any], keys: Mapping[str, Scalar]) -> None:
+    """Put values at dotted keys into nested tables."""
+    for key, value in keys.items():
+        *tables, last = key.split(".")
+        inner = nested
+        for table in tables:
+            inner = inner.setdefault(table, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{key}: '{table}' is a value, not a table")
+        inner[last] = value
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -369,6 +393,8 @@ def _explain(problem: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not key or message.startswith(tuple(known_keys())):
         return f"  {message}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"  {key}: must be a table (got {problem['input']!r})"
     shown = "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"
     return f"  {key}: {message}{shown}"
 

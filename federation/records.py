@@ -36,6 +36,16 @@ def num_bytes(content: RecordDict) -> int:
     return int(recorddict_to_proto(content).ByteSize())
 
 
+def check_dtype(name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    """Raise if a received tensor has another type of number than promised.
+
+    Raises:
+        ReplyError: Naming the array and both types.
+    """
+    if tensor.dtype != expected:
+        raise ReplyError(f"array '{name}' holds {tensor.dtype}, not {expected}")
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise if a received tensor holds NaN or infinity.
 

@@ -14,6 +14,7 @@ the round and the client.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -25,15 +26,31 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, RecordDict
+from pydantic import BaseModel, ValidationError
 
-from federation.experiment import Experiment
+from federation.experiment import Experiment, load_experiment
 from federation.records import from_bytes, to_bytes
 from graphcl.errors import FederationError
 
 Line = dict[str, Any]
 
-_CLOCKED = ("seconds",)  # keys that come from a clock; no part of the digest
+# No part of the digest: what comes from a clock, and free text that differs between machines.
+_UNCOUNTED = ("seconds", "reason", "evaluation")
+# Keys in which a resumed run may differ from its first half: they change no result.
+_FREE = ("run.directory", "run.rounds", "run.compare", "run.timeout", "run.min_success")
 _PACKAGES = ("graphcl", "torch", "torch-geometric", "flwr", "ray", "numpy", "scipy", "networkx")
+
+
+class _StoredFile(BaseModel):
+    file: str
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    round: int
+    metrics_bytes: int
+    server: _StoredFile
+    clients: dict[str, _StoredFile] | None
 
 
 @runtime_checkable
@@ -69,7 +86,7 @@ class RunDirectory:
     """The directory of one run of one strategy.
 
     Args:
-        path: Created if missing; a directory with a checkpoint goes on from it.
+        path: Made by :meth:`open`; a directory with a checkpoint goes on from it.
     """
 
     def __init__(self, path: str | Path):
@@ -81,19 +98,33 @@ class RunDirectory:
     @classmethod
     def of(cls, experiment: Experiment) -> "RunDirectory":
         """Open the run directory of an experiment; by default a new one under ``runs/``."""
-        name = (
-            experiment.run.directory
-            or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{experiment.run.name}"
-        )
-        run = cls(name)
+        run = cls(experiment.run.directory or new_directory(Path("runs"), experiment.run.name))
         run.open(experiment)
         return run
 
     def open(self, experiment: Experiment) -> None:
-        """Write configuration and environment, unless the run has them already."""
+        """Write configuration and environment, or check that they are this experiment's.
+
+        Raises:
+            FederationError: If the directory holds the run of another experiment.
+        """
         self._manifest.parent.mkdir(parents=True, exist_ok=True)
         config = self.path / "config.toml"
-        if not config.exists():
+        if config.exists():
+            theirs, ours = load_experiment(config).flat(), experiment.flat()
+            differ = [
+                key
+                for key in ours
+                if ours[key] != theirs[key]
+                and key not in _FREE
+                and not key.startswith("simulation.")
+            ]
+            if differ:
+                raise FederationError(
+                    f"{self.path} holds the run of another experiment: it differs in "
+                    f"{', '.join(differ)}; choose another run.directory"
+                )
+        else:
             # Without its own path, a directory can be moved, sent and resumed elsewhere.
             portable = experiment.override({"run.directory": ""})
             _write_atomically(config, portable.to_toml().encode())
@@ -109,6 +140,8 @@ class RunDirectory:
         """Append lines to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
 
     def lines(self) -> list[Line]:
         """Return all metrics."""
@@ -130,27 +163,27 @@ class RunDirectory:
             changed: Client states that changed since the last checkpoint, or None where the
                 carrier keeps them to itself.
         """
-        old = self._read_manifest() or {"server": {}, "clients": {}}
+        old = self._read_manifest()
         folder = self._manifest.parent
         server = RecordDict({"arrays": arrays})
         for name, record in strategy.items():
             server[f"strategy/{name}"] = record
         clients = None
         if changed is not None:
-            clients = dict(old["clients"] or {})
+            clients = dict((old and old.clients) or {})
             for partition, data in sorted(changed.items()):
                 clients[str(partition)] = _store(
                     folder, f"client-{partition}-{server_round}.bin", data
                 )
         stored = _store(folder, f"server-{server_round}.bin", to_bytes(server))
-        manifest = {
-            "round": server_round,
-            "metrics_bytes": self.metrics.stat().st_size,
-            "server": stored,
-            "clients": clients,
-        }
-        _write_atomically(self._manifest, _json(manifest))
-        kept = {stored["file"], *(entry["file"] for entry in (clients or {}).values())}
+        manifest = _Manifest(
+            round=server_round,
+            metrics_bytes=self.metrics.stat().st_size,
+            server=stored,
+            clients=clients,
+        )
+        _write_atomically(self._manifest, manifest.model_dump_json(indent=1).encode())
+        kept = {stored.file, *(entry.file for entry in (clients or {}).values())}
         for file in folder.glob("*.bin"):
             if file.name not in kept:
                 file.unlink()
@@ -163,12 +196,22 @@ class RunDirectory:
         """
         manifest = self._read_manifest()
         if manifest is None:
+            if self.summary.exists():
+                raise FederationError(
+                    f"{self._manifest}: missing, though the run is finished; start the run anew"
+                )
             self.metrics.write_bytes(b"")
             return None
+        written = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if written < manifest.metrics_bytes:
+            raise FederationError(
+                f"{self.metrics}: {written} bytes, but the checkpoint vouches for "
+                f"{manifest.metrics_bytes}; start the run anew"
+            )
         with self.metrics.open("r+b") as file:
-            file.truncate(manifest["metrics_bytes"])
+            file.truncate(manifest.metrics_bytes)
         folder = self._manifest.parent
-        server = from_bytes(_load(folder, manifest["server"]))
+        server = from_bytes(_load(folder, manifest.server))
         strategy = RecordDict(
             {
                 name.removeprefix("strategy/"): record
@@ -176,9 +219,9 @@ class RunDirectory:
                 if name.startswith("strategy/")
             }
         )
-        clients = manifest["clients"]
+        clients = manifest.clients
         return Checkpoint(
-            manifest["round"],
+            manifest.round,
             server.array_records["arrays"],
             strategy,
             None
@@ -196,20 +239,37 @@ class RunDirectory:
         """Return a hash of everything a run computed, without anything from a clock."""
         hasher = hashlib.sha256()
         for line in self.lines():
-            timeless = {key: value for key, value in line.items() if key not in _CLOCKED}
+            timeless = {key: value for key, value in line.items() if key not in _UNCOUNTED}
             hasher.update(json.dumps(timeless, sort_keys=True).encode())
         for name in sorted(server):
             for key in sorted(server[name]):
                 value = server[name][key]
-                hasher.update(f"{name}/{key}".encode())
-                hasher.update(getattr(value, "data", None) or repr(value).encode())
+                shape = getattr(value, "shape", ()), getattr(value, "dtype", "")
+                data = getattr(value, "data", None) or repr(value).encode()
+                hasher.update(json.dumps([name, key, *shape, len(data)]).encode())
+                hasher.update(data)
         return hasher.hexdigest()[:16]
 
-    def _read_manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self) -> "_Manifest | None":
         if not self._manifest.exists():
             return None
-        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
-        return manifest
+        try:
+            return _Manifest.model_validate_json(self._manifest.read_bytes())
+        except ValidationError:
+            raise FederationError(f"{self._manifest}: damaged; start the run anew") from None
+
+
+def new_directory(out: Path, name: str) -> Path:
+    """Create a run directory that nobody has, named by the time."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for number in itertools.count(1):
+        directory = out / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable: the count has no end")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -225,17 +285,20 @@ def _write_atomically(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _store(folder: Path, name: str, data: bytes) -> dict[str, str]:
-    (folder / name).write_bytes(data)
-    return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+def _store(folder: Path, name: str, data: bytes) -> _StoredFile:
+    with (folder / name).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # the manifest will vouch for it
+    return _StoredFile(file=name, sha256=hashlib.sha256(data).hexdigest())
 
 
-def _load(folder: Path, entry: Mapping[str, str]) -> bytes:
-    path = folder / entry["file"]
+def _load(folder: Path, entry: _StoredFile) -> bytes:
+    path = folder / entry.file
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise FederationError(f"{path}: missing from the checkpoint; start the run anew") from None
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise FederationError(f"{path}: damaged (its hash differs); start the run anew")
     return data

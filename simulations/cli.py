@@ -166,7 +166,7 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
     table.add_column("digest", no_wrap=True)
     for outcome in outcomes:
         summary = outcome.summary
-        if summary is None:
+        if summary is None or "test_accuracy" not in summary:
             table.add_row(outcome.strategy, "-", "-", "-", "-", "-", "-")
             continue
         table.add_row(

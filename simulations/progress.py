@@ -70,7 +70,7 @@ class _Tail:
 
 
 def _figures(line: dict[str, Any]) -> str:
-    parts = [f"loss {line['loss']:.3f}"]
+    parts = [f"loss {line['loss']:.3f}"] if "loss" in line else []
     if "accuracy" in line:
         parts += [f"val {line['val_accuracy']:.3f}", f"test {line['accuracy']:.3f}"]
     parts.append(f"{(line['bytes_up'] + line['bytes_down']) / 1e6:.2f} MB")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 
 from federation.experiment import WEIGHT_STRATEGIES, Experiment, load_experiment
 from federation.learners.graphs import ClientGraphs, client_graphs
-from federation.run_directory import RunDirectory
-from graphcl.errors import ConfigError, FederationError
+from federation.run_directory import RunDirectory, new_directory
+from graphcl.errors import ConfigError
 from simulations.carriers import carrier_for
 
 Watch = Callable[[Experiment], AbstractContextManager[object]]
@@ -46,8 +45,7 @@ def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Cli
         ConfigError, DataError, PartitionError: Before anything starts.
     """
     clients = client_graphs(experiment)
-    directory = _new_directory(out, experiment.run.name)
-    directory.mkdir(parents=True)
+    directory = new_directory(out, experiment.run.name)
     RunDirectory(directory).open(experiment)
     partition = json.dumps(dataclasses.asdict(clients.report), indent=1)
     (directory / "partition.json").write_text(partition + "\n", encoding="utf-8")
@@ -111,11 +109,3 @@ def _summary(directory: Path) -> dict[str, Any] | None:
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return summary
-
-
-def _new_directory(out: Path, name: str) -> Path:
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        if not (directory := out / (stem + suffix)).exists():
-            return directory
-    raise FederationError(f"{out}: no free name for {stem}")

@@ -37,7 +37,12 @@ class Learner(ABC):
     num_classes: int
     embedding_channels: int
     optimizer: torch.optim.Optimizer
-    holds: object = None
+
+    def __init__(self, model: nn.Module, head: nn.Linear):
+        self.model, self.head = model, head
+        self._initial = {name: value.clone() for name, value in model.state_dict().items()}
+        self.holds: object = None
+        self.reset_optimizer()
 
     @abstractmethod
     def facts(self) -> dict[str, int]:
@@ -68,8 +73,6 @@ class Learner(ABC):
 
     def start(self) -> None:
         """Go back to the state of the first round."""
-        if not hasattr(self, "_initial"):
-            self._initial = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self._initial)
         self.reset_optimizer()
 

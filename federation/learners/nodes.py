@@ -38,7 +38,7 @@ class NodeLearner(Learner):
         model = build_classifier(
             experiment, partition, data.num_features, self.num_classes, projector
         ).to(self.device)
-        self.model, self.head = model, model.head
+        super().__init__(model, model.head)
         self.x: Tensor = data.x.to(self.device)
         self.y: Tensor = data.y.to(self.device)
         self.masks = {
@@ -46,7 +46,6 @@ class NodeLearner(Learner):
             for split in ("train", "val", "test")
         }
         self.operator = model.encoder.operator(data.edge_index.to(self.device), self.x.size(0))
-        self.reset_optimizer()
 
     def facts(self) -> dict[str, int]:
         return {

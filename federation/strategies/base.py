@@ -131,10 +131,12 @@ class Algorithm:
     Attributes:
         exchange: Client half.
         strategy: Builds the server half.
+        sends: Names of the array records in a training reply.
         check_reply: Raises :class:`graphcl.errors.ReplyError` for a training reply that must not
             enter the aggregate; gets the content, the global arrays and the facts.
     """
 
     exchange: type[Exchange]
     strategy: Callable[[Experiment, Facts], Strategy]
+    sends: tuple[str, ...]
     check_reply: Callable[[RecordDict, ArrayRecord, Experiment, Facts], None]

@@ -184,4 +184,4 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     check_upload(content, experiment, facts, fisher=True)
 
 
-FEDDBP = Algorithm(FedDBPExchange, FedDBP, _check)
+FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)

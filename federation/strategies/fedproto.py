@@ -30,7 +30,7 @@ def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
     Samples whose class is unknown contribute zero to the sum and count in the mean, as in
     FedProto's code, where their target is their own embedding.
     """
-    square = (embedding - table.values[y]).square().mean(1)
+    square = (embedding - table.values.detach()[y]).square().mean(1)
     return (square * table.known[y]).sum() / max(len(y), 1)
 
 
@@ -99,4 +99,4 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     check_upload(content, experiment, facts, fisher=False)
 
 
-FEDPROTO = Algorithm(FedProtoExchange, FedProto, _check)
+FEDPROTO = Algorithm(FedProtoExchange, FedProto, ("prototypes",), _check)

@@ -40,4 +40,4 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     """Accept every reply: it holds metrics only."""
 
 
-LOCAL = Algorithm(LocalExchange, lambda experiment, facts: LocalOnly(facts), _check)
+LOCAL = Algorithm(LocalExchange, lambda experiment, facts: LocalOnly(facts), (), _check)

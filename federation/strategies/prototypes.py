@@ -14,7 +14,7 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward
-from federation.records import check_finite, check_shape, to_arrays, to_tensors
+from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Facts, MessageStrategy
 from graphcl.errors import ReplyError
 
@@ -114,16 +114,16 @@ def check_upload(
             range or twice, or claims a class without support.
     """
     record = content.array_records.get("prototypes")
-    names = {"classes", "values", "support"} | ({"fisher"} if fisher else set())
-    if record is None or set(record) != names:
+    names = ("classes", "support", "values", "fisher")[: 4 if fisher else 3]
+    if record is None or set(record) != set(names):
         raise ReplyError(f"expected the arrays {sorted(names)}, got {sorted(record or {})}")
     tensors = to_tensors(record)
-    classes, held = tensors["classes"], len(tensors["classes"])
+    classes, held = tensors["classes"], tensors["classes"].numel()
     width = experiment.model.embedding_channels
-    check_shape("classes", classes, (held,))
-    check_shape("support", tensors["support"], (held,))
-    for name in names - {"classes", "support"}:
-        check_shape(name, tensors[name], (held, width))
+    for name in names:
+        whole = name in ("classes", "support")
+        check_dtype(name, tensors[name], torch.int64 if whole else torch.float32)
+        check_shape(name, tensors[name], (held,) if whole else (held, width))
         check_finite(name, tensors[name])
     if held and not (int(classes.min()) >= 0 and int(classes.max()) < facts.num_classes):
         raise ReplyError(f"a class id lies outside 0..{facts.num_classes - 1}")
@@ -131,6 +131,9 @@ def check_upload(
         raise ReplyError("a class is named twice")
     if held and int(tensors["support"].min()) < 1:
         raise ReplyError("a class is claimed without a sample behind it")
+    claimed, told = int(tensors["support"].sum()), content.metric_records["metrics"]["num-examples"]
+    if claimed != told:
+        raise ReplyError(f"the classes claim {claimed} samples, the metrics {told}")
     if fisher and held and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):
         raise ReplyError("array 'fisher' leaves [0, 1]")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward
-from federation.records import check_finite, check_shape, to_arrays, to_tensors
+from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
 from graphcl.errors import ReplyError
 
@@ -56,10 +56,10 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
             f"expected the arrays {sorted(arrays)}, got {sorted(received or {})}: "
             "the client holds another model"
         )
-    for name, array in received.items():
-        check_shape(
-            name, tensor := to_tensors(ArrayRecord({name: array}))[name], arrays[name].shape
-        )
+    ours = to_tensors(arrays)
+    for name, tensor in to_tensors(received).items():
+        check_dtype(name, tensor, ours[name].dtype)
+        check_shape(name, tensor, tuple(ours[name].shape))
         check_finite(name, tensor)
 
 
@@ -75,5 +75,5 @@ def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
     return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **_ALL)  # type: ignore[arg-type]
 
 
-FEDAVG = Algorithm(WeightsExchange, _fedavg, _check)
-FEDPROX = Algorithm(WeightsExchange, _fedprox, _check)
+FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
+FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)

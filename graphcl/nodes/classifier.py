@@ -38,7 +38,7 @@ class NodeClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(embedding_channels, num_classes)
-        self.projector = projector or nn.Identity()
+        self.projector = nn.Identity() if projector is None else projector
 
     def forward(self, x: Tensor, edge_index: Tensor) -> NodeOutput:
         """Embed and classify every node."""

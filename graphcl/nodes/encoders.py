@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.nn import GAT, GCN, GIN, MLP, GraphSAGE
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
@@ -28,11 +29,12 @@ class _SGC(nn.Module):
         self.linear = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor, edge_index: Operator) -> Tensor:
-        # The map first: both are linear, and propagating the narrow side is cheaper.
-        x = self.linear(self.dropout(x))
+        # The weights first: propagating the narrow side is cheaper, and the two commute. The bias
+        # does not: the operator's rows do not sum to one.
+        x = F.linear(self.dropout(x), self.linear.weight)
         for _ in range(self.num_layers):
             x = edge_index @ x
-        return x
+        return x + self.linear.bias
 
 
 class _MLP(nn.Module):
@@ -121,7 +123,8 @@ class NodeEncoder(nn.Module):
         hidden_channels: Width between the layers.
         out_channels: Width of the embeddings.
         num_layers: Number of layers, or of propagation steps for ``sgc``.
-        dropout: Probability of dropping an input of a layer while training.
+        dropout: Probability of dropping, while training: hidden features, and attention weights
+            in ``gat``; input features in ``sgc``, which has no hidden layer.
 
     Shapes:
         - **x**: ``[num_nodes, in_channels]``
@@ -159,5 +162,7 @@ class NodeEncoder(nn.Module):
         """Embed every node."""
         if edge_index.layout == torch.strided and self._operator is not _as_given:
             edge_index = self.operator(edge_index, x.size(0))
+        if edge_index.layout != torch.strided and edge_index.dtype != x.dtype:
+            edge_index = edge_index.to(x.dtype)
         out: Any = self.net(x, edge_index)
         return out

@@ -32,8 +32,11 @@ def fit(
         The mean of every term over the last epoch, and their sum under ``"loss"``.
 
     Raises:
-        GraphCLError: If a term is NaN or infinite; the parameters keep the values they had.
+        GraphCLError: If a term or a gradient is NaN or infinite; the parameters keep the values
+            they had before that step.
     """
+    if epochs < 1:
+        raise GraphCLError(f"epochs is {epochs}, must be at least 1")
     means: dict[str, float] = {}
     for epoch in range(1, epochs + 1):
         sums: dict[str, float] = {}
@@ -49,12 +52,25 @@ def fit(
                     "lower the learning rate or check the data"
                 )
             total.backward()
+            _check_gradients(optimizer, epoch)
             optimizer.step()
             steps += 1
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.item()
+        if steps == 0:
+            raise GraphCLError(f"no batches in epoch {epoch}; give a list, not a spent iterator")
         means = {name: value / steps for name, value in sums.items()}
         means["loss"] = sum(means.values())
         if on_epoch is not None:
             on_epoch(epoch, means)
     return means
+
+
+def _check_gradients(optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Raise before a step would write NaN or infinity into the parameters."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        raise GraphCLError(
+            f"a gradient is not finite in epoch {epoch}; lower the learning rate or check the data"
+        )

@@ -6,6 +6,7 @@ a resumed run needs no generator state from its first half.
 """
 
 import hashlib
+import json
 import random
 
 import numpy as np
@@ -19,8 +20,8 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
         seed: The experiment's seed.
         *purpose: Strings and integers that name the stream, e.g. ``"fit", 3, 7``.
     """
-    name = "/".join([str(int(seed)), *(f"{type(p).__name__}:{p}" for p in purpose)])
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    parts = [int(seed), *(p if isinstance(p, str) else int(p) for p in purpose)]
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def numpy_rng(seed: int, *purpose: str | int) -> np.random.Generator:

@@ -140,6 +140,11 @@ def client_context(
     return Context(_RUN, partition + 1, node_config, RecordDict(), dict(run_config))  # type: ignore[arg-type]
 
 
+def same_records(state: Mapping[str, object], before: Mapping[str, object]) -> bool:
+    """Say whether a client's state still holds the very records it held before."""
+    return state.keys() == before.keys() and all(state[name] is before[name] for name in state)
+
+
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply of a node that could not answer."""
     return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=message)

@@ -7,7 +7,13 @@ from flwr.app import Message, RecordDict
 from federation.client_app import app as client_app
 from federation.experiment import Experiment
 from federation.records import from_bytes, to_bytes
-from simulations.carriers.base import Carrier, SimulatedGrid, client_context, partition_of
+from simulations.carriers.base import (
+    Carrier,
+    SimulatedGrid,
+    client_context,
+    partition_of,
+    same_records,
+)
 
 
 class LocalGrid(SimulatedGrid):
@@ -19,7 +25,7 @@ class LocalGrid(SimulatedGrid):
             partition: client_context(partition, self.run_config, self.num_clients)
             for partition in range(self.num_clients)
         }
-        self._saved: dict[int, object] = {}
+        self._saved: dict[int, dict[str, object]] = {p: {} for p in self.contexts}
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
         return [client_app(message, self.contexts[partition_of(message)]) for message in messages]
@@ -27,15 +33,15 @@ class LocalGrid(SimulatedGrid):
     def take_client_states(self) -> dict[int, bytes]:
         changed = {}
         for partition, context in self.contexts.items():
-            marker = tuple(map(id, context.state.values()))
-            if self._saved.get(partition, ()) != marker:
-                self._saved[partition] = marker
+            if not same_records(context.state, self._saved[partition]):
+                self._saved[partition] = dict(context.state)
                 changed[partition] = to_bytes(context.state)
         return changed
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
         for partition, context in self.contexts.items():
             context.state = from_bytes(states[partition]) if partition in states else RecordDict()
+            self._saved[partition] = dict(context.state)
 
 
 class LocalCarrier(Carrier):

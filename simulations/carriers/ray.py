@@ -26,6 +26,7 @@ from simulations.carriers.base import (
     client_context,
     error_reply,
     partition_of,
+    same_records,
 )
 
 State = bytes | None  # None: as it was
@@ -72,11 +73,10 @@ class ClientActor:
         if partition not in self._contexts:
             self._contexts[partition] = self._context(partition, None)
         context = self._contexts[partition]
-        before = list(map(id, context.state.values()))
+        before = dict(context.state)
         message.content = RecordDict({**message.content, **shared})
         reply = self._app(message, context)
-        changed = list(map(id, context.state.values())) != before
-        return reply, to_bytes(context.state) if changed else None
+        return reply, None if same_records(context.state, before) else to_bytes(context.state)
 
     def _context(self, partition: int, state: State) -> Context:
         context = client_context(partition, self._run_config, self._num_clients)

@@ -60,8 +60,9 @@ def loss_curves(runs: Sequence[StrategyRun]) -> Plot | None:
 
     def paint(axes: Axes) -> None:
         for run in runs:
-            _curve(axes, run, run.trained, [line.loss for line in run.trained])
-            _mark_best(axes, run, lambda line: line.loss if line.ok else None)
+            losses = [line.loss for line in run.trained if line.loss is not None]
+            _curve(axes, run, run.trained, losses)
+            _mark_best(axes, run, lambda line: line.loss)
         _rounds(axes)
 
     ends = [f"{run.name} {run.trained[-1].loss:.3g}" for run in runs]

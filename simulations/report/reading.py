@@ -38,10 +38,10 @@ class RoundLine:
     round: int
     ok: int
     failed: int
-    loss: float
     bytes_down: int
     bytes_up: int
     seconds: float
+    loss: float | None = None
     accuracy: float | None = None
     val_accuracy: float | None = None
     accuracy_head: float | None = None
@@ -98,7 +98,7 @@ class StrategyRun:
     @cached_property
     def trained(self) -> tuple[RoundLine, ...]:
         """The rounds that have a training loss: some client succeeded."""
-        return tuple(line for line in self.rounds if line.ok)
+        return tuple(line for line in self.rounds if line.loss is not None)
 
     @cached_property
     def best(self) -> RoundLine | None:

@@ -301,10 +301,11 @@ def test_terms_can_be_switched_off(tiny, rng):
     assert list(penalties(tiny, known, projector, h, y, lambda_contrast=0.0)) == ["align"]
 
 
+@pytest.mark.parametrize("fuse", ["concat", "sum"])
 @pytest.mark.parametrize("inference", ["head", "prototype"])
-def test_prediction_by_prototype_is_the_score_of_the_losses(tiny, rng, inference):
+def test_prediction_by_prototype_is_the_score_of_the_losses(tiny, rng, inference, fuse):
     known = table(rng)
-    keys = {"lambda_align": 2.0, "temperature": 0.3, "inference": inference}
+    keys = {"lambda_align": 2.0, "temperature": 0.3, "inference": inference, "fuse": fuse}
     experiment = tiny(**{f"strategy.feddbp.{key}": value for key, value in keys.items()})
     z, logits = torch.randn(30, WIDTH, generator=rng), torch.randn(30, CLASSES, generator=rng)
     predicted = exchange(FedDBPExchange, experiment, known).predict(
@@ -313,10 +314,12 @@ def test_prediction_by_prototype_is_the_score_of_the_losses(tiny, rng, inference
     assert next(iter(predicted)) == inference
     assert torch.equal(predicted["head"], logits.argmax(1))
     half = WIDTH // 2
+    align = slice(half) if fuse == "concat" else slice(None)
+    contrast = slice(half, None) if fuse == "concat" else slice(None)
     for row, label in zip(z, predicted["prototype"].tolist(), strict=True):
         score = {
-            c: -2 * (row[:half] - known.values[c, :half]).square().mean()
-            + nn.functional.cosine_similarity(row[half:], known.values[c, half:], dim=0) / 0.3
+            c: -2 * (row[align] - known.values[c, align]).square().mean()
+            + nn.functional.cosine_similarity(row[contrast], known.values[c, contrast], dim=0) / 0.3
             for c in (0, 1, 3)
         }
         assert label == max(score, key=score.get)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,7 +157,8 @@ def good(fisher: bool = True) -> dict[str, torch.Tensor]:
 
 
 def checked(tensors, tiny, *, fisher: bool = True) -> None:
-    content = RecordDict({"prototypes": to_arrays(tensors)})
+    told = MetricRecord({"num-examples": 4})
+    content = RecordDict({"prototypes": to_arrays(tensors), "metrics": told})
     experiment = tiny(**{"model.embedding_channels": WIDTH, "strategy.feddbp.fuse": "sum"})
     check_upload(content, experiment, FACTS, fisher=fisher)
 
@@ -190,6 +191,7 @@ NAN = torch.full((2, WIDTH), float("nan"))
         ({"fisher": torch.full((2, WIDTH), 1.5)}, r"'fisher' leaves \[0, 1\]"),
         ({"fisher": torch.full((2, WIDTH), -0.1)}, r"'fisher' leaves \[0, 1\]"),
         ({"extra": torch.ones(1)}, "expected the arrays"),
+        ({"support": torch.tensor([3, 2])}, "claim 5 samples, the metrics 4"),
     ],
 )
 def test_malformed_uploads_are_refused(tiny, changed, message):

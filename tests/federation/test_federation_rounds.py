@@ -7,8 +7,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from federation.figures import weighted_mean
 from federation.records import to_arrays, to_bytes, to_tensors
-from federation.rounds import _mean
 from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from graphcl.errors import FederationError
@@ -69,7 +69,7 @@ FAULTS = {
         "shape [2], not [3]",
     ),
     "fedavg less": ("fedavg", without("arrays", "head.bias"), "another model"),
-    "fedavg none": ("fedavg", without("arrays"), "got []"),
+    "fedavg none": ("fedavg", without("arrays"), "got ['metrics']"),
     "fedproto nan": (
         "fedproto",
         replace("prototypes", "values", nan),
@@ -407,8 +407,8 @@ def test_best_round_is_chosen_on_validation_alone(tiny, staged, tmp_path, summar
 
 def test_means_weigh_by_samples_and_are_zero_of_nothing():
     metrics = [{"loss": 1.0, "n": 1}, {"loss": 4.0, "n": 2}, {"n": 9}]
-    assert _mean(metrics, "loss", "n") == 3.0
-    assert _mean([], "loss", "n") == 0.0
+    assert weighted_mean(metrics, "loss", "n") == 3.0
+    assert weighted_mean([], "loss", "n") == 0.0
 
 
 def test_evaluation_does_not_change_what_a_client_keeps(tiny, staged, tmp_path):

@@ -78,11 +78,12 @@ def write_run(
             "cohort": clients,
             "ok": len(ok),
             "failed": clients - len(ok),
-            "loss": 2.0 / server_round if ok else 0.0,
             "bytes_down": 400 * clients * scale,
             "bytes_up": 900 * len(ok) * scale,
             "seconds": 0.25,
         }
+        if ok:
+            line["loss"] = 2.0 / server_round
         if evaluated and ok:
             mean = math.fsum(line["accuracy"] for line in ok) / len(ok)
             line |= {"accuracy": mean, "val_accuracy": mean, "accuracy_head": mean}

@@ -1,0 +1,152 @@
+"""One phase of a round: messages out, replies in, and which of them count."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from federation.cohort import CohortGrid
+from federation.records import num_bytes
+from federation.strategies import Facts
+from graphcl.errors import ReplyError
+
+TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
+EVALUATION_METRICS = frozenset(
+    {"partition-id", "num-examples", "val-examples", "test-loss", "accuracy", "val-accuracy"}
+)
+
+
+@dataclass
+class Exchanged:
+    """What went to a cohort and what came back.
+
+    Attributes:
+        cohort: Partitions addressed, ascending.
+        good: Replies that passed every check, in the order of their partitions.
+        reasons: Why a partition's reply did not count.
+        bytes_down, bytes_up: Content sent and received, by partition.
+    """
+
+    whole_grid: Grid
+    facts: Facts
+    cohort: Sequence[int]
+    timeout: float
+    good: list[Message] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+    bytes_down: dict[int, int] = field(default_factory=dict)
+    bytes_up: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid as the strategy may see it: this cohort only."""
+        members = set(self.cohort)
+        return CohortGrid(
+            self.whole_grid, [node for node, part in self.facts.nodes.items() if part in members]
+        )
+
+    @property
+    def success(self) -> float:
+        """Share of the cohort whose reply counts."""
+        return len(self.good) / len(self.cohort)
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Send a strategy's messages and collect the replies, ordered by partition."""
+        sizes: dict[int, int] = {}  # a content shared by many messages is measured once
+        messages = list(messages)
+        for message in messages:
+            key = id(message.content)
+            sizes[key] = sizes.get(key) or num_bytes(message.content)
+            self.bytes_down[self.facts.nodes[message.metadata.dst_node_id]] = sizes[key]
+        replies = self.whole_grid.send_and_receive(messages, timeout=self.timeout or None)
+        by_partition = {self.facts.nodes[reply.metadata.src_node_id]: reply for reply in replies}
+        for partition in self.cohort:
+            reply = by_partition.get(partition)
+            if reply is None:
+                self.reasons[partition] = f"no reply within {self.timeout:g} s"
+            elif reply.has_error():
+                self.reasons[partition] = reply.error.reason or f"error {reply.error.code}"
+            else:
+                self.bytes_up[partition] = num_bytes(reply.content)
+                self.good.append(reply)
+
+    def check_training(
+        self, arrays: Sequence[str], check_reply: Callable[[RecordDict], None]
+    ) -> None:
+        """Drop training replies that must not enter the aggregate.
+
+        Args:
+            arrays: Names of the array records that a reply holds, beside its metrics.
+            check_reply: The algorithm's own check of a content.
+        """
+
+        def check(content: RecordDict, partition: int) -> None:
+            metrics = _metrics(content, partition)
+            if set(metrics) != TRAINING_METRICS:
+                raise ReplyError(
+                    f"expected the metrics {sorted(TRAINING_METRICS)}, got {sorted(metrics)}"
+                )
+            if set(content) != {"metrics", *arrays}:
+                raise ReplyError(
+                    f"expected the records {sorted({'metrics', *arrays})}, got {sorted(content)}"
+                )
+            if metrics["num-examples"] < 1:
+                raise ReplyError("a client without a training sample cannot be weighted")
+            check_reply(content)
+
+        self._keep(check)
+
+    def check_evaluation(self) -> None:
+        """Drop evaluation replies whose metrics cannot be used."""
+
+        def check(content: RecordDict, partition: int) -> None:
+            metrics = _metrics(content, partition)
+            if missing := EVALUATION_METRICS - set(metrics):
+                raise ReplyError(f"the metrics lack {sorted(missing)}")
+
+        self._keep(check)
+
+    def _keep(self, check: Callable[[RecordDict, int], None]) -> None:
+        passed = []
+        for reply in self.good:
+            partition = self.facts.nodes[reply.metadata.src_node_id]
+            try:
+                check(reply.content, partition)
+                passed.append(reply)
+            except ReplyError as error:
+                self.reasons[partition] = f"ReplyError: {error}"
+            except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+                # What a client made up may break a check in a way that the check did not foresee.
+                self.reasons[partition] = f"malformed reply: {type(error).__name__}: {error}"
+        self.good = passed
+
+    def metrics(self) -> dict[int, dict[str, Any]]:
+        """Return the metrics of the replies that count, by partition."""
+        return {
+            self.facts.nodes[reply.metadata.src_node_id]: dict(reply.content["metrics"])
+            for reply in self.good
+        }
+
+
+def _metrics(content: RecordDict, partition: int) -> dict[str, Any]:
+    """Return a reply's metrics, finite numbers of its own partition.
+
+    Raises:
+        ReplyError: If they are anything else.
+    """
+    record = content.metric_records.get("metrics")
+    if record is None or "num-examples" not in record:
+        raise ReplyError("the reply holds no metrics with 'num-examples'")
+    metrics: dict[str, Any] = dict(record)
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ReplyError(f"metric '{name}' is {value}, not a finite number")
+        if name.endswith("examples") and (value < 0 or value != int(value)):
+            raise ReplyError(f"metric '{name}' is {value}, not a count")
+    if metrics.get("partition-id") != partition:
+        raise ReplyError(
+            f"the node of partition {partition} speaks for {metrics.get('partition-id')}"
+        )
+    return metrics
