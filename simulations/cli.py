@@ -14,7 +14,6 @@ from federation.experiment import Experiment, Scalar, describe_keys, load_experi
 from federation.learners.graphs import ClientGraphs
 from graphcl.errors import ConfigError, GraphCLError
 from simulations.progress import watch
-from simulations.report import write_report
 from simulations.run import Outcome, execute, prepare
 
 app = typer.Typer(
@@ -79,13 +78,13 @@ def run(
         _say(f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]")
         raise
     _print_outcomes(outcomes)
-    _say(f"Report: [bold]{escape(str(write_report(directory)))}[/bold]")
+    _say(f"Report: [bold]{escape(str(_write_report(directory)))}[/bold]")
 
 
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Write report.html anew from what a run directory holds."""
-    _say(escape(str(write_report(directory))))
+    _say(escape(str(_write_report(directory))))
 
 
 @app.command()
@@ -114,6 +113,13 @@ def main() -> None:
             Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}")
             sys.exit(2)
         raise
+
+
+def _write_report(directory: Path) -> Path:
+    # Imported here: no run needs to wait for matplotlib before it starts.
+    from simulations.report import write_report
+
+    return write_report(directory)
 
 
 def _overrides(settings: list[str], engine: str | None, address: str | None) -> dict[str, Scalar]:

@@ -1,13 +1,18 @@
 """Communities: clients that hold densely joined parts of the graph."""
 
-import heapq
+from __future__ import annotations
 
-import networkx as nx
+import heapq
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from federation.partition.checks import check_clients
 from graphcl.training import derive_seed
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def louvain(
@@ -36,6 +41,8 @@ def louvain(
         networks", 2008.
     """
     check_clients(num_nodes, num_clients)
+    import networkx as nx  # a quarter of a second that only this scheme should cost
+
     graph = nx.Graph()
     graph.add_nodes_from(range(num_nodes))
     graph.add_edges_from(np.asarray(edge_index).T.tolist())
@@ -60,6 +67,8 @@ def _largest_first(community: list[int]) -> tuple[int, int]:
 
 def _halves(graph: nx.Graph, community: list[int]) -> list[list[int]]:
     """Cut a community in two, in breadth-first order so that neighbours tend to stay together."""
+    import networkx as nx
+
     inside = graph.subgraph(community)
     order: dict[int, None] = {}
     for start in community:

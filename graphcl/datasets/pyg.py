@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch_geometric.datasets
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
@@ -59,7 +58,10 @@ def load_pyg(name: str, root: str | Path) -> Data:
     if class_name not in PYG_CLASSES:
         near = difflib.get_close_matches(class_name, PYG_CLASSES, n=3) or PYG_CLASSES
         raise DataError(f"{name}: {class_name!r} is unknown; nearest: {', '.join(near)}")
-    base = getattr(torch_geometric.datasets, class_name)
+    # Imported here: its many modules would slow the start of those who do not use them.
+    from torch_geometric import datasets
+
+    base = getattr(datasets, class_name)
     takes_name = "name" in inspect.signature(base).parameters
     if takes_name != bool(item):
         wanted = f"{class_name}/NAME" if takes_name else class_name
