@@ -3,21 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check test-slow install bench format clean
+.PHONY: quickstart test check install bench format clean
 
 quickstart: install
 	$(BIN)/graphcl run configs/quickstart.toml
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-test-slow: install
-	$(BIN)/python -m pytest -m slow
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_carriers.py

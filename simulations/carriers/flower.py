@@ -65,7 +65,6 @@ class FlowerCarrier(Carrier):
                     *("--host", "127.0.0.1", "--port", str(self._port)),
                 ],
                 env=self._environment,
-                cwd=self._home,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -109,7 +108,6 @@ class FlowerCarrier(Carrier):
             run = subprocess.Popen(  # noqa: S603
                 command,
                 env=self._environment,
-                cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ message by message, so that a client which kills its process costs its own reply
 import copy
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -224,8 +225,12 @@ class RayCarrier(Carrier):
 
 def _connect(address: str) -> None:
     try:
+        host, separator, port = address.rpartition(":")
+        if separator and port.isdigit() and "/" not in host:
+            # Ray itself would try for minutes and then end the process.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address, **_QUIET)
-    except ConnectionError as error:
+    except OSError as error:
         raise FederationError(
             f"simulation.address: no Ray cluster answers at '{address}' ({error}); start one with "
             "'ray start --head', or leave the key empty"
