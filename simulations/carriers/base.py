@@ -7,7 +7,6 @@ without which no Message can be made, and the fields that a SuperLink fills in.
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Self
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -31,15 +30,23 @@ class Carrier(ABC):
         self.experiment = experiment
 
     def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start what all runs share."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop what :meth:`start` started, also where it failed half-way."""
 
     @abstractmethod
     def run(self, experiment: Experiment) -> None:

@@ -16,7 +16,6 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 
 import tomli_w
 
@@ -37,9 +36,11 @@ _START_SECONDS = 60.0
 
 
 class FlowerCarrier(Carrier):
-    """Owns a SuperLink from ``__enter__`` to ``__exit__``."""
+    """Owns a SuperLink from start to close."""
 
-    def __enter__(self) -> "FlowerCarrier":
+    _superlink: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="graphcl-flwr-"))
         self._port = _free_port()
         binaries = str(Path(sys.executable).parent)
@@ -69,22 +70,12 @@ class FlowerCarrier(Carrier):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            self._wait()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        self._wait(self._superlink)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # The SuperLink starts processes of its own; they share its session.
-        _stop_session(self._superlink)
-        shutil.rmtree(self._home, ignore_errors=True)
+    def close(self) -> None:
+        if self._superlink is not None:
+            _stop_session(self._superlink)
+            shutil.rmtree(self._home, ignore_errors=True)
 
     def run(self, experiment: Experiment) -> None:
         app = _write_app(self._home / "app", experiment)
@@ -120,10 +111,10 @@ class FlowerCarrier(Carrier):
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
             raise FederationError(f"the run under Flower did not finish; {log} ends with:\n{tail}")
 
-    def _wait(self) -> None:
+    def _wait(self, superlink: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            if self._superlink.poll() is not None:
+            if superlink.poll() is not None:
                 break
             try:
                 address = f"http://127.0.0.1:{self._port}/health"

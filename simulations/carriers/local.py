@@ -47,5 +47,11 @@ class LocalGrid(SimulatedGrid):
 class LocalCarrier(Carrier):
     """Everything in this process."""
 
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def run(self, experiment: Experiment) -> None:
         LocalGrid(experiment).serve()

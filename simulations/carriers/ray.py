@@ -12,7 +12,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -198,7 +197,7 @@ class ActorPool:
 class RayCarrier(Carrier):
     """Starts Ray, or joins the cluster at ``simulation.address``, and keeps one pool of actors."""
 
-    def __enter__(self) -> "RayCarrier":
+    def start(self) -> None:
         simulation = self.experiment.simulation
         if simulation.address:
             _connect(simulation.address)
@@ -207,17 +206,9 @@ class RayCarrier(Carrier):
             ray.init(num_cpus=cpus, include_dashboard=False, **_QUIET)
         count = simulation.actors or _fitting_actors(self.experiment)
         self._pool = ActorPool(count, simulation.cpus_per_client, simulation.gpus_per_client)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for actor in self._pool.actors:
-            ray.kill(actor)
-        ray.shutdown()
+    def close(self) -> None:
+        ray.shutdown()  # its actors end with the driver, on a cluster of others too
 
     def run(self, experiment: Experiment) -> None:
         RayGrid(experiment, self._pool).serve()
