@@ -18,7 +18,7 @@ check: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_carriers.py
-	$(BIN)/python tests/benchmarks/bench_cora.py
+	$(BIN)/python tests/benchmarks/bench_accuracy.py
 	$(BIN)/python tests/benchmarks/bench_contrast.py
 
 format: install
