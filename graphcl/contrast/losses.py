@@ -6,7 +6,7 @@ Embeddings go in as the encoder gives them; the cosine inside normalises them.
 import torch
 from torch import Tensor, nn
 
-from graphcl.contrast.kernel import contrastive_loss
+from graphcl.contrast.kernel import Reduction, contrastive_loss
 from graphcl.contrast.pairs import ExcludeIndex, PositiveIndex, SameLabel
 from graphcl.errors import GraphCLError
 
@@ -20,12 +20,13 @@ def info_nce(
     symmetric: bool = True,
     sample_weight: Tensor | None = None,
     block_size: int | None = 512,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Return the InfoNCE loss between two views of the same nodes, in the form of GRACE.
 
     Shapes:
         z1, z2: ``[N, D]``, row i of both being the same node; sample_weight: ``[N]``. Returns a
-        scalar.
+        scalar, or ``[N]`` with ``reduction="none"``.
 
     Args:
         z1: Embeddings of the first view.
@@ -36,6 +37,7 @@ def info_nce(
         symmetric: Whether to average over both directions instead of asking only z1 for z2.
         sample_weight: Weights of the nodes in the mean.
         block_size: See :func:`contrastive_loss`.
+        reduction: See :func:`contrastive_loss`.
 
     Raises:
         GraphCLError: The views differ in shape, or see :func:`contrastive_loss`.
@@ -67,6 +69,7 @@ def info_nce(
             temperature=temperature,
             sample_weight=sample_weight,
             block_size=block_size,
+            reduction=reduction,
         )
 
     if not symmetric:

@@ -237,3 +237,11 @@ def test_a_module_can_learn_its_temperature() -> None:
 def test_malformed_input_is_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(GraphCLError, match=message):
         call()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_info_nce_per_node_averages_to_its_mean(symmetric: bool) -> None:
+    z1, z2 = torch.randn(2, 7, 3, dtype=torch.float64)
+    per_node = info_nce(z1, z2, symmetric=symmetric, reduction="none")
+    assert per_node.shape == (7,)
+    torch.testing.assert_close(per_node.mean(), info_nce(z1, z2, symmetric=symmetric))

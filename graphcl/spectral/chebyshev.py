@@ -1,0 +1,189 @@
+"""Polynomials of a symmetric operator in the Chebyshev basis.
+
+    h(Lt) v = sum_k c_k T_k(Lt) v
+    T_0 v = v,  T_1 v = Lt v,  T_k v = 2 Lt (T_{k-1} v) - T_{k-2} v
+
+``h(Lt)`` is symmetric, so its gradient with respect to ``v`` is a polynomial of the same form:
+Clenshaw's recurrence sums any number of filters in one pass. The gradient of ``c_k`` is an inner
+product with ``T_k v``, and repeating the recursion for it is cheaper than keeping all terms.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphcl.errors import GraphCLError
+from graphcl.spectral.operators import SymmetricOperator
+
+
+def chebyshev_nodes(order: int) -> Tensor:
+    """Return ``x_j = cos((K - j + 1/2) pi / (K + 1))``: the zeros of ``T_{K+1}``, ascending.
+
+    Shapes:
+        Returns ``[K + 1]``, float64, inside (-1, 1); node ``x_j`` is the frequency ``x_j + 1``.
+
+    Args:
+        order: ``K``.
+
+    Raises:
+        GraphCLError: ``order`` is negative.
+    """
+    return torch.cos(_angles(order))
+
+
+def interpolation_matrix(order: int) -> Tensor:
+    """Return the matrix that maps the values at the nodes to coefficients.
+
+    ``c_k = 2 / (K + 1) sum_j g_j T_k(x_j)``, with ``c_0`` already halved, so that
+    ``h(x) = sum_k c_k T_k(x)`` passes through every ``g_j``.
+
+    Shapes:
+        Returns ``[K + 1, K + 1]``, float64.
+
+    Args:
+        order: ``K``.
+
+    Raises:
+        GraphCLError: ``order`` is negative.
+
+    Source:
+        He et al., Convolutional Neural Networks on Graphs with Chebyshev Approximation, Revisited,
+        2022.
+    """
+    angles = _angles(order)
+    degrees = torch.arange(order + 1, dtype=torch.float64)
+    matrix = torch.cos(degrees[:, None] * angles) * (2 / (order + 1))
+    matrix[0] /= 2
+    return matrix
+
+
+def filter_polynomial(operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
+    """Return ``sum_k c_k T_k(Lt) v``, for one filter or for several that share the recursion.
+
+    Filters with inputs of their own are separate calls: a product with wide matrices is no faster
+    than two with narrow ones.
+
+    Shapes:
+        v: ``[N, D]``; coefficients: ``[K + 1]`` or ``[K + 1, G]``. Returns ``[N, D]`` or
+        ``[G, N, D]``.
+
+    Args:
+        operator: ``Lt``, eigenvalues in [-1, 1].
+        v: The signals to filter.
+        coefficients: ``c``, a column per filter, ``c_0`` not to be halved again.
+
+    Raises:
+        GraphCLError: A shape, type or device does not fit.
+
+    Source:
+        Defferrard et al., Convolutional Neural Networks on Graphs with Fast Localized Spectral
+        Filtering, 2016, sec. 2.1; Clenshaw, A note on the summation of Chebyshev series, 1955.
+
+    Example:
+        >>> from graphcl.spectral import EdgePattern
+        >>> pair = EdgePattern(torch.tensor([[0], [1]]), num_nodes=2).shifted_laplacian()
+        >>> filter_polynomial(pair, torch.tensor([[1.0], [0.0]]), torch.tensor([0.5, -0.5]))
+        tensor([[0.5000],
+                [0.5000]])
+    """
+    operator.check(v, "filter_polynomial")
+    if coefficients.dim() not in (1, 2) or 0 in coefficients.shape:
+        raise GraphCLError(
+            f"filter_polynomial: coefficients have shape {tuple(coefficients.shape)}; pass "
+            "[order + 1], or [order + 1, filters]"
+        )
+    if coefficients.dtype != v.dtype or coefficients.device != v.device:
+        raise GraphCLError(
+            f"filter_polynomial: coefficients are {coefficients.dtype} on {coefficients.device} "
+            f"and v is {v.dtype} on {v.device}; move one with .to"
+        )
+    columns = coefficients[:, None] if coefficients.dim() == 1 else coefficients
+    # Autocast would ask for a CSR product in half precision.
+    with torch.autocast(v.device.type, enabled=False):
+        out = _Polynomial.apply(operator, v, columns)
+    return out[0] if coefficients.dim() == 1 else out
+
+
+class _Polynomial(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.operator = operator
+        ctx.save_for_backward(v, coefficients)
+        scale = coefficients[:, :, None, None]
+        out = scale[0] * v
+        for factor, term in zip(scale[1:], _terms(operator.matrix, v, len(scale)), strict=True):
+            out.addcmul_(factor, term)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        (grad,) = grads
+        operator: SymmetricOperator = ctx.operator
+        v, coefficients = ctx.saved_tensors
+        _, v_needed, coefficients_needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # A second derivative is on its way: out of place, every step on record.
+            wanted = [t for t in (v, coefficients) if t.requires_grad]
+            out = _recorded(operator, v, coefficients)
+            found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return (
+                None,
+                next(found) if v_needed else None,
+                next(found) if coefficients_needed else None,
+            )
+        grad_v = grad_coefficients = None
+        if v_needed:
+            grad_v = _clenshaw(operator.matrix, grad, coefficients)
+        if coefficients_needed:
+            flat = grad.flatten(1)
+            products = [flat @ v.flatten()]
+            products += [flat @ t.flatten() for t in _terms(operator.matrix, v, len(coefficients))]
+            grad_coefficients = torch.stack(products)
+        return None, grad_v, grad_coefficients
+
+
+def _terms(matrix: Tensor, v: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield ``T_1 v .. T_{count-1} v`` in two buffers: each is overwritten two steps later."""
+    if count < 2:
+        return
+    before, term = v.clone(memory_format=torch.contiguous_format), matrix @ v
+    yield term
+    for _ in range(count - 2):
+        before, term = term, before.addmm_(matrix, term, beta=-1, alpha=2)
+        yield term
+
+
+def _clenshaw(matrix: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
+    """Return ``sum_g sum_k c_kg T_k(Lt) grad_g`` with one recursion for all filters.
+
+    ``b_k = sum_g c_kg grad_g + 2 Lt b_{k+1} - b_{k+2}``; the sum is the step for ``k = 0`` with
+    ``Lt b_1`` taken once.
+    """
+    after = torch.zeros_like(grad[0], memory_format=torch.contiguous_format)
+    current = torch.zeros_like(after)
+    last = len(coefficients) - 1
+    for k in range(last, -1, -1):
+        if k < last:
+            after.addmm_(matrix, current, beta=-1, alpha=2 if k else 1)
+        for factor, part in zip(coefficients[k], grad, strict=True):
+            after.addcmul_(factor, part)
+        after, current = current, after
+    return current
+
+
+def _recorded(operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
+    terms = [v]
+    for k in range(1, len(coefficients)):
+        step = operator @ terms[-1]
+        terms.append(step if k == 1 else 2 * step - terms[-2])
+    return torch.einsum("kg,knd->gnd", coefficients, torch.stack(terms))
+
+
+def _angles(order: int) -> Tensor:
+    if order < 0:
+        raise GraphCLError(f"chebyshev_nodes: order is {order}; pass 0 or more")
+    steps = order - torch.arange(order + 1, dtype=torch.float64) + 0.5
+    return steps * (math.pi / (order + 1))
