@@ -59,7 +59,7 @@ def _strategies(text: str) -> str:
     return _names(text, STRATEGIES, "strategy")
 
 
-def _key(default: Any, meaning: str, **rules: Any) -> Any:
+def key(default: Any, meaning: str, **rules: Any) -> Any:
     """Declare a key: its default, its meaning for ``graphcl keys``, and its rules."""
     return Field(default, description=meaning, **rules)
 
@@ -81,49 +81,49 @@ class Table(BaseModel):
 class Run(Table):
     """What is run and how long."""
 
-    name: str = _key("experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = _key(0, "decides everything random", ge=0)
-    rounds: int = _key(50, "rounds of training", ge=1)
-    evaluate_every: int = _key(1, "rounds between evaluations of all clients", ge=1)
-    compare: Annotated[str, AfterValidator(_strategies)] = _key(
+    name: str = key("experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = key(0, "decides everything random", ge=0)
+    rounds: int = key(50, "rounds of training", ge=1)
+    evaluate_every: int = key(1, "rounds between evaluations of all clients", ge=1)
+    compare: Annotated[str, AfterValidator(_strategies)] = key(
         "", "strategies to run beside strategy.name on the same partitions, e.g. 'local, fedproto'"
     )
-    min_success: float = _key(
+    min_success: float = key(
         0.5, "share of a cohort that must succeed, else the run stops", ge=0, le=1
     )
-    timeout: float = _key(600.0, "seconds to wait for the replies of a round; 0 = forever", ge=0)
-    directory: str = _key("", "run directory; empty = a new one under runs/")
+    timeout: float = key(600.0, "seconds to wait for the replies of a round; 0 = forever", ge=0)
+    directory: str = key("", "run directory; empty = a new one under runs/")
 
 
 class Digits(Table):
     """scikit-learn's handwritten digits as a k-nearest-neighbour graph."""
 
-    neighbors: int = _key(8, "nearest neighbours of every image", ge=1)
+    neighbors: int = key(8, "nearest neighbours of every image", ge=1)
 
 
 class ContextualSBM(Table):
     """A contextual stochastic block model: a graph generator with known homophily."""
 
-    nodes: int = _key(1000, "number of nodes", ge=2)
-    classes: int = _key(5, "number of classes, equally large", ge=2)
-    features: int = _key(32, "width of the features", ge=1)
-    degree: float = _key(10.0, "expected degree", gt=0)
-    homophily: float = _key(0.8, "expected share of edges within a class", ge=0, le=1)
-    signal: float = _key(1.0, "distance of the class means from the origin, in noise units", ge=0)
+    nodes: int = key(1000, "number of nodes", ge=2)
+    classes: int = key(5, "number of classes, equally large", ge=2)
+    features: int = key(32, "width of the features", ge=1)
+    degree: float = key(10.0, "expected degree", gt=0)
+    homophily: float = key(0.8, "expected share of edges within a class", ge=0, le=1)
+    signal: float = key(1.0, "distance of the class means from the origin, in noise units", ge=0)
 
 
 class DataTable(Table):
     """Where the graph comes from and how its nodes are split on every client."""
 
-    source: str = _key(
+    source: str = key(
         "digits",
         "digits, csbm, pyg:CLASS/NAME, an .npz file, or a folder of .npz files (natural)",
         min_length=1,
     )
-    root: str = _key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
-    train_ratio: float = _key(0.2, "share of each class to train on", gt=0, lt=1)
-    val_ratio: float = _key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
-    num_classes: int = _key(0, "classes that the data must have; 0 = whatever they have", ge=0)
+    root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
+    train_ratio: float = key(0.2, "share of each class to train on", gt=0, lt=1)
+    val_ratio: float = key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
+    num_classes: int = key(0, "classes that the data must have; 0 = whatever they have", ge=0)
     digits: Digits = Digits()
     csbm: ContextualSBM = ContextualSBM()
 
@@ -140,24 +140,24 @@ class DataTable(Table):
 class Partition(Table):
     """How the nodes are divided over the clients."""
 
-    scheme: Literal["dirichlet", "louvain", "natural"] = _key(
+    scheme: Literal["dirichlet", "louvain", "natural"] = key(
         "dirichlet", "by skewed classes, by graph communities, or one graph per client"
     )
-    clients: int = _key(10, "number of clients", ge=1)
-    alpha: float = _key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
-    min_nodes: int = _key(10, "nodes that every client must have at least", ge=1)
+    clients: int = key(10, "number of clients", ge=1)
+    alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
+    min_nodes: int = key(10, "nodes that every client must have at least", ge=1)
 
 
 class Model(Table):
     """The node encoders: client i takes the (i mod n)-th of the list."""
 
-    encoders: Annotated[str, AfterValidator(_encoders)] = _key(
+    encoders: Annotated[str, AfterValidator(_encoders)] = key(
         "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
     )
-    hidden_channels: int = _key(64, "width between the layers", ge=1)
-    embedding_channels: int = _key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
-    num_layers: int = _key(2, "layers of the encoder", ge=1)
-    dropout: float = _key(0.5, "dropout in the encoder", ge=0, lt=1)
+    hidden_channels: int = key(64, "width between the layers", ge=1)
+    embedding_channels: int = key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
+    num_layers: int = key(2, "layers of the encoder", ge=1)
+    dropout: float = key(0.5, "dropout in the encoder", ge=0, lt=1)
 
     @property
     def encoder_names(self) -> list[str]:
@@ -168,26 +168,26 @@ class Model(Table):
 class Train(Table):
     """Local training on every client and round."""
 
-    epochs: int = _key(3, "passes over the client's graph per round", ge=1)
-    optimizer: Literal["adam", "sgd"] = _key("adam", "adam or sgd")
-    learning_rate: float = _key(0.01, "step size", gt=0)
-    weight_decay: float = _key(5e-4, "L2 penalty", ge=0)
+    epochs: int = key(3, "passes over the client's graph per round", ge=1)
+    optimizer: Literal["adam", "sgd"] = key("adam", "adam or sgd")
+    learning_rate: float = key(0.01, "step size", gt=0)
+    weight_decay: float = key(5e-4, "L2 penalty", ge=0)
 
 
 class FedProxTable(Table):
     """FedProx."""
 
-    proximal_mu: float = _key(0.01, "weight of the proximal term", ge=0)
+    proximal_mu: float = key(0.01, "weight of the proximal term", ge=0)
 
 
 class FedProtoTable(Table):
     """FedProto."""
 
-    lambda_align: float = _key(1.0, "weight of the distance to the class's prototype", ge=0)
-    global_weight: Literal["uniform", "count"] = _key(
+    lambda_align: float = key(1.0, "weight of the distance to the class's prototype", ge=0)
+    global_weight: Literal["uniform", "count"] = key(
         "count", "mean over clients by class size (paper) or plain (authors' code)"
     )
-    inference: Literal["head", "prototype"] = _key(
+    inference: Literal["head", "prototype"] = key(
         "head", "what counts as the prediction; both are recorded"
     )
 
@@ -195,22 +195,22 @@ class FedProtoTable(Table):
 class FedDBPTable(Table):
     """FedDBP."""
 
-    fuse: Literal["concat", "sum"] = _key(
+    fuse: Literal["concat", "sum"] = key(
         "sum", "join the branches by their mean, or side by side with half the channels each"
     )
-    lambda_align: float = _key(1.0, "weight of the alignment term; 0 = off", ge=0)
-    lambda_contrast: float = _key(1.0, "weight of the contrastive term; 0 = off", ge=0)
-    temperature: float = _key(1.0, "temperature of the contrastive term", gt=0)
-    global_weight: Literal["fisher", "count", "uniform"] = _key(
+    lambda_align: float = key(1.0, "weight of the alignment term; 0 = off", ge=0)
+    lambda_contrast: float = key(1.0, "weight of the contrastive term; 0 = off", ge=0)
+    temperature: float = key(1.0, "temperature of the contrastive term", gt=0)
+    global_weight: Literal["fisher", "count", "uniform"] = key(
         "fisher", "weights of the global mean: class size times Fisher, class size, or none"
     )
-    fisher_floor: float = _key(0.1, "added to the scaled Fisher information in the mean", gt=0)
-    personal: Literal["soft", "hard", "off"] = _key(
+    fisher_floor: float = key(0.1, "added to the scaled Fisher information in the mean", gt=0)
+    personal: Literal["soft", "hard", "off"] = key(
         "soft", "how a client keeps its own value on the channels that matter to it"
     )
-    keep: float = _key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
-    threshold: float = _key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
-    inference: Literal["head", "prototype"] = _key(
+    keep: float = key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
+    threshold: float = key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
+    inference: Literal["head", "prototype"] = key(
         "prototype", "what counts as the prediction; both are recorded"
     )
 
@@ -218,10 +218,10 @@ class FedDBPTable(Table):
 class Strategy(Table):
     """The federated algorithm, its cohort, and the parameters of each algorithm."""
 
-    name: Annotated[str, AfterValidator(_strategy)] = _key(
+    name: Annotated[str, AfterValidator(_strategy)] = key(
         "feddbp", f"the federated algorithm: {', '.join(STRATEGIES)}"
     )
-    fraction: float = _key(1.0, "share of the clients drawn for every round", gt=0, le=1)
+    fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     feddbp: FedDBPTable = FedDBPTable()
@@ -230,13 +230,13 @@ class Strategy(Table):
 class Simulation(Table):
     """Which carrier moves the messages, and what one client may use."""
 
-    engine: Literal["local", "ray", "flower"] = _key(
+    engine: Literal["local", "ray", "flower"] = key(
         "ray", "in this process, on Ray actors, or under Flower's own engine"
     )
-    actors: int = _key(0, "worker processes; 0 = as many as fit", ge=0)
-    cpus_per_client: int = _key(1, "CPUs (and torch threads) of a client", ge=1)
-    gpus_per_client: float = _key(0.0, "share of a GPU for a client; 0 = CPU", ge=0)
-    address: str = _key("", "address of an existing Ray cluster; empty = start one")
+    actors: int = key(0, "worker processes; 0 = as many as fit", ge=0)
+    cpus_per_client: int = key(1, "CPUs (and torch threads) of a client", ge=1)
+    gpus_per_client: float = key(0.0, "share of a GPU for a client; 0 = CPU", ge=0)
+    address: str = key("", "address of an existing Ray cluster; empty = start one")
 
 
 class Experiment(Table):
@@ -291,7 +291,7 @@ class Experiment(Table):
 
     def flat(self) -> dict[str, Scalar]:
         """Return all keys, dotted, as Flower's ``run_config`` holds them."""
-        return dict(_flatten(self.model_dump()))
+        return dict(flatten(self.model_dump()))
 
     def to_toml(self) -> str:
         """Return the experiment as a file with every key written out."""
@@ -319,8 +319,7 @@ class Experiment(Table):
         try:
             return cls.model_validate(config)
         except ValidationError as error:
-            lines = [_explain(dict(problem)) for problem in error.errors()]
-            raise ConfigError(f"{origin} cannot run:\n" + "\n".join(lines)) from None
+            raise ConfigError(explain(error, origin, known_keys())) from None
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = None) -> Experiment:
@@ -328,6 +327,16 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = N
 
     Raises:
         ConfigError: If the file is missing, is not TOML, or does not validate.
+    """
+    nested = read_toml(path, overrides)
+    return Experiment.from_nested(nested, str(path))
+
+
+def read_toml(path: str | Path, overrides: Mapping[str, Scalar] | None = None) -> dict[str, Any]:
+    """Read a TOML file as nested tables and apply dotted overrides.
+
+    Raises:
+        ConfigError: If the file is missing or is not TOML.
     """
     path = Path(path)
     try:
@@ -339,7 +348,7 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = N
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     _put(nested, overrides or {})
-    return Experiment.from_nested(nested, str(path))
+    return nested
 
 
 def describe_keys(
@@ -361,29 +370,40 @@ def known_keys() -> list[str]:
 
 def _put(nested: dict[str, Any], keys: Mapping[str, Scalar]) -> None:
     """Put values at dotted keys into nested tables."""
-    for key, value in keys.items():
-        *tables, last = key.split(".")
+    for dotted, value in keys.items():
+        *tables, last = dotted.split(".")
         inner = nested
         for table in tables:
             inner = inner.setdefault(table, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"{key}: '{table}' is a value, not a table")
+                raise ConfigError(f"{dotted}: '{table}' is a value, not a table")
         inner[last] = value
 
 
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    for key, value in nested.items():
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Yield the values of nested tables with their dotted keys."""
+    for name, value in nested.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
-            yield prefix + key, value
+            yield prefix + name, value
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    """Turn one pydantic problem into a line with the key's path and what to do."""
+def explain(error: ValidationError, origin: str, keys: list[str]) -> str:
+    """Return one line per problem, each with the key's path and what to do.
+
+    Args:
+        error: What pydantic found.
+        origin: The file, or what else was validated.
+        keys: Every dotted key that would have been valid.
+    """
+    lines = [_explain(dict(problem), keys) for problem in error.errors()]
+    return f"{origin} cannot run:\n" + "\n".join(lines)
+
+
+def _explain(problem: dict[str, Any], keys: list[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        keys = known_keys()
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         tables = sorted({k.rsplit(".", 1)[0] for k in keys})
         near = difflib.get_close_matches(key, keys + tables, n=1, cutoff=0.5)
         last = key.rsplit(".", 1)[-1]
@@ -391,7 +411,7 @@ def _explain(problem: dict[str, Any]) -> str:
         hint = f"; did you mean '{near[0]}'?" if near else f"; the tables are {', '.join(tables)}"
         return f"  {key}: unknown key{hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    if not key or message.startswith(tuple(known_keys())):
+    if not key or message.startswith(tuple(keys)):
         return f"  {message}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"  {key}: must be a table (got {problem['input']!r})"

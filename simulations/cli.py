@@ -1,4 +1,4 @@
-"""The command line: ``graphcl run``, ``graphcl report``, ``graphcl keys``."""
+"""The command line: ``graphcl run``, ``report``, ``probe`` and ``keys``."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,13 @@ import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
 from federation.learners.graphs import ClientGraphs
 from graphcl.errors import ConfigError, GraphCLError
-from simulations.progress import watch
+from simulations.progress import COLUMNS, watch
 from simulations.run import Outcome, execute, prepare
 
 app = typer.Typer(
@@ -85,6 +86,64 @@ def run(
 def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Write report.html anew from what a run directory holds."""
     _say(escape(str(_write_report(directory))))
+
+
+@app.command()
+def probe(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(help="Probe files, e.g. configs/nodes/aspect_cora.toml.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every ASPECT file in configs/nodes.")
+    ] = False,
+    leaking: Annotated[
+        bool,
+        typer.Option(
+            help="Also show the best test epoch among validation ties, as some tables do."
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where results are written.")] = Path("runs/probes"),
+) -> None:
+    """Pre-train a node method without labels and evaluate its frozen embedding linearly.
+
+    Ten splits; epoch and weights of the probe are chosen on validation nodes, the test nodes are
+    touched once. The untrained row is the same network before its first step.
+
+    For example:
+
+      graphcl probe configs/nodes/aspect_cora.toml
+    """
+    from simulations.probe import load_probe, run_probe, write_result
+
+    paths = sorted(Path("configs/nodes").glob("aspect_*.toml")) if all_ else configs
+    if not paths:
+        raise ConfigError("name a probe file, or --all in a folder that holds configs/nodes")
+    experiments = [load_probe(path, _overrides(set_ or [], None, None)) for path in paths]
+    table = Table("probe", "splits", "accuracy %", "untrained %", box=SIMPLE, padding=(0, 1, 0, 0))
+    if leaking:
+        table.add_column("leaking %")
+        table.add_column("leaking, untrained %")
+    for experiment in experiments:
+        own = getattr(experiment, experiment.probe.method)
+        with Progress(*COLUMNS, console=_console) as progress:
+            task = progress.add_task(experiment.probe.name, total=own.epochs, figures="")
+
+            def show(epoch: int, terms: dict[str, float], bar: Progress = progress) -> None:
+                bar.update(task, completed=epoch, figures=f"loss {terms['loss']:.3f}")  # noqa: B023
+
+            probed = run_probe(experiment, show)
+        write_result(probed, out)
+        both = (probed.result, probed.untrained)
+        row = [f"{100 * r.mean:.2f} ± {100 * r.confidence:.2f}" for r in both]
+        if leaking:
+            row += [f"{100 * r.leaking_test_accuracy.mean():.2f}" for r in both]
+        table.add_row(experiment.probe.name, experiment.probe.splits, *row)
+    _console.print(table)
+    _say(f"Results: [bold]{escape(str(out))}[/bold]")
 
 
 @app.command()

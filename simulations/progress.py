@@ -13,19 +13,19 @@ from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
 
 _POLL_SECONDS = 0.2
+COLUMNS = (
+    TextColumn("{task.description:<9}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[figures]}"),
+    TimeElapsedColumn(),
+)
 
 
 @contextmanager
 def watch(experiment: Experiment, console: Console) -> Iterator[None]:
     """Show a strategy's rounds and their metrics while the block runs."""
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*COLUMNS, console=console) as progress:
         task = progress.add_task(
             experiment.strategy.name, total=experiment.run.rounds, figures="starting"
         )

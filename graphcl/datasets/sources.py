@@ -39,7 +39,7 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
             raise DataError(f"{text}: say where its files are: give root or set {DATA_VARIABLE}")
         return load_pyg(text.removeprefix("pyg:"), folder)
     if text.endswith(".npz"):
-        return load_npz(_locate(text, root))
+        return load_npz(locate(text, root))
     raise DataError(
         f"{text!r} is no source: use 'digits', 'pyg:CLASS/NAME' or the path of an .npz file"
     )
@@ -61,7 +61,7 @@ def load_folder(path: str | Path, *, root: str | Path | None = None) -> list[Dat
     Raises:
         DataError: There is no file, a file breaks a rule, or the files do not agree.
     """
-    folder = _locate(path, root)
+    folder = locate(path, root)
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise DataError(f"{folder}: no .npz file: put one file per client in this folder")
@@ -86,7 +86,12 @@ def _root(root: str | Path | None) -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-def _locate(path: str | Path, root: str | Path | None) -> Path:
+def locate(path: str | Path, root: str | Path | None) -> Path:
+    """Return where a file or folder lies: in the working directory, else under the data root.
+
+    Raises:
+        DataError: It is in neither; the message names both.
+    """
     relative = Path(path).expanduser()
     folder = _root(root)
     places = [Path.cwd() / relative]

@@ -20,14 +20,17 @@ class MonotoneFilters(nn.Module):
 
         high: g_0 = 0, g_j = g_{j-1} + u_j          low: g_0 = 2, g_j = g_{j-1} - u_j
 
-    At the start the two sum to 2 at every frequency: mixed equally they are the identity. Between
-    the nodes a polynomial may leave [0, 2] a little.
+    At the straight start the two sum to 2 at every frequency: mixed equally they are the identity.
+    Between the nodes a polynomial may leave [0, 2] a little.
 
     Args:
         order: ``K``, the degree of the polynomials.
         mode: ``"simplex"``, ``u = 2 softmax(theta)`` from 0: low always ends at 0 and high at 2.
             ``"compat"``, ``u = relu(theta)`` from ``2 / K``, as in PolyGCL: a large step can turn
             every increment off for good, and low into the constant 2.
+        sharpness: ``"simplex"`` starts at ``2 (1 - lam / 2)^sharpness`` low and
+            ``2 (lam / 2)^sharpness`` high; 1 is the straight start of PolyGCL, larger values keep
+            a narrower band.
 
     Attributes:
         theta: ``[order, 2]``; here and everywhere column 0 is low and column 1 high.
@@ -51,7 +54,7 @@ class MonotoneFilters(nn.Module):
         True
     """
 
-    def __init__(self, order: int = 10, mode: FilterMode = "simplex"):
+    def __init__(self, order: int = 10, mode: FilterMode = "simplex", sharpness: float = 1.0):
         super().__init__()
         if order < 1:
             raise GraphCLError(f"MonotoneFilters: order is {order}; pass 1 or more")
@@ -60,14 +63,25 @@ class MonotoneFilters(nn.Module):
                 f"MonotoneFilters: unknown mode {mode!r}; use one of "
                 f"{', '.join(get_args(FilterMode))}"
             )
+        if not (sharpness > 0 and (mode == "simplex" or sharpness == 1)):
+            raise GraphCLError(
+                f"MonotoneFilters: sharpness is {sharpness}; pass more than 0, and 1 with 'compat'"
+            )
         self.order = order
         self.mode = mode
+        self.sharpness = sharpness
         self.theta = nn.Parameter(torch.empty(order, 2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Return to the straight filters of the start."""
-        nn.init.constant_(self.theta, 0.0 if self.mode == "simplex" else 2 / self.order)
+        """Return to the filters of the start."""
+        if self.sharpness == 1:
+            nn.init.constant_(self.theta, 0.0 if self.mode == "simplex" else 2 / self.order)
+            return
+        grid = torch.linspace(0, 1, self.order + 1, dtype=torch.float64) ** self.sharpness
+        steps = grid.diff()  # from flat to steep; the low-pass takes them the other way round
+        with torch.no_grad():
+            self.theta.copy_(torch.stack([steps.flip(0), steps], 1).clamp(min=1e-4).log())
 
     def values(self) -> Tensor:
         """Return the filters' values at the nodes, ``[order + 1, 2]``."""
@@ -127,4 +141,4 @@ class MonotoneFilters(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"order={self.order}, mode={self.mode!r}"
+        return f"order={self.order}, mode={self.mode!r}, sharpness={self.sharpness}"

@@ -1,0 +1,188 @@
+"""What every label-free method on nodes shares: fit, embed, save, load."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from graphcl.errors import DataError, GraphCLError
+from graphcl.spectral import EdgePattern, SymmetricOperator
+from graphcl.training import fit, seed_everything
+
+
+class PreparedGraph(NamedTuple):
+    """A graph as the methods read it, prepared once."""
+
+    x: Tensor  # [num_nodes, in_channels], every row divided by its sum of magnitudes
+    pattern: EdgePattern  # undirected, no self loops, no duplicates
+    operator: SymmetricOperator  # the shifted Laplacian of the whole pattern
+
+
+def prepare(data: Data) -> PreparedGraph:
+    """Prepare a graph: rows of ``x`` scaled, edges undirected, the Laplacian built.
+
+    Isolated nodes and all-zero rows are fine; directed edges count in both directions, self loops
+    and duplicates not at all.
+
+    Raises:
+        DataError: If there is no node, or a feature is not finite.
+    """
+    x = torch.as_tensor(data.x, dtype=torch.float32)
+    if x.dim() != 2 or len(x) == 0:
+        raise DataError(f"x has shape {list(x.shape)}, must be [N, F] with at least one node")
+    if not bool(torch.isfinite(x).all()):
+        row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
+        raise DataError(f"x[{row}, {column}] is not finite; clean the features")
+    pattern = EdgePattern(data.edge_index, len(x))
+    scale = x.abs().sum(1, keepdim=True)
+    return PreparedGraph(x / torch.where(scale > 0, scale, 1), pattern, pattern.shifted_laplacian())
+
+
+class NodeMethod(nn.Module, ABC):
+    """A method that embeds nodes without labels.
+
+    Args:
+        config: The method's frozen configuration; its ``seed`` decides weights and views.
+
+    Example:
+        >>> from graphcl.datasets import contextual_sbm
+        >>> from graphcl.nodes import ASPECT, ASPECTConfig
+        >>> data = contextual_sbm(60, 2, 8)
+        >>> ASPECT(ASPECTConfig(hidden_channels=16, epochs=2)).fit(data).embed(data).shape
+        torch.Size([60, 16])
+    """
+
+    config_type: ClassVar[type]
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.in_channels = 0
+
+    @abstractmethod
+    def build(self, in_channels: int) -> None:
+        """Create the layers."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, operator: SymmetricOperator) -> Tensor:
+        """Embed nodes: ``x [N, in_channels]`` to ``[N, hidden_channels]``."""
+
+    @abstractmethod
+    def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
+        """Return the named terms of the loss on freshly drawn views."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's parameter groups."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_epoch(self) -> None:
+        """Do what follows a step, e.g. move a slowly following copy."""
+
+    def start(self, data: Data) -> Self:
+        """Draw the first weights for a graph's features; the method can embed, untrained."""
+        return self._start(prepare(data))
+
+    def _start(self, graph: PreparedGraph) -> Self:
+        seed_everything(self.config.seed, "method")
+        self.in_channels = graph.x.size(1)
+        self.build(self.in_channels)
+        return self.eval()
+
+    def fit(
+        self, data: Data, on_epoch: Callable[[int, dict[str, float]], None] | None = None
+    ) -> Self:
+        """Train on one graph; labels are never read.
+
+        Args:
+            data: ``x [N, F]`` and ``edge_index [2, E]``.
+            on_epoch: Called with the epoch (from 1) and the mean of every term.
+        """
+        graph = prepare(data)
+        self._start(graph)
+        optimizer = torch.optim.Adam(
+            self.parameter_groups(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+
+        def follow(epoch: int, terms: dict[str, float]) -> None:
+            self.after_epoch()
+            if on_epoch is not None:
+                on_epoch(epoch, terms)
+
+        self.train()
+        fit(self.loss, [graph], optimizer, epochs=self.config.epochs, on_epoch=follow)
+        return self.eval()
+
+    @torch.no_grad()
+    def embed(self, data: Data) -> Tensor:
+        """Return the embeddings of a graph's nodes, also of one never seen, ``[N, hidden]``.
+
+        The contrast knows directions only, so every row is scaled to length ``sqrt(hidden)``: a
+        unit per channel, whatever the scale of the features; a zero row stays zero.
+
+        Raises:
+            GraphCLError: If the method was not fitted, or knows another number of features.
+        """
+        graph = self._prepared(data)
+        self.eval()
+        z = self(graph.x, graph.operator)
+        return F.normalize(z, dim=-1) * math.sqrt(z.size(-1))
+
+    def save(self, path: str | Path) -> None:
+        """Write configuration and weights to an ``.npz`` file without pickles."""
+        header = {"config": asdict(self.config), "in_channels": self.in_channels}
+        weights = {name: value.numpy() for name, value in self.state_dict().items()}
+        with Path(path).open("wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **weights)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            GraphCLError: If the file is not one of this method.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                weights = {n: torch.from_numpy(file[n]) for n in file.files if n != "header"}
+            method = cls(cls.config_type(**header["config"]))
+            method.in_channels = header["in_channels"]
+            method.build(method.in_channels)
+            method.load_state_dict(weights)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
+        return method.eval()
+
+    def _prepared(self, data: Data) -> PreparedGraph:
+        if not self.in_channels:
+            raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit, start or load first")
+        graph = prepare(data)
+        if graph.x.size(1) != self.in_channels:
+            raise GraphCLError(
+                f"{type(self).__name__} was fitted on {self.in_channels} features, the graph has "
+                f"{graph.x.size(1)}"
+            )
+        return graph
+
+
+def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | slice:
+    """Return the nodes that are contrasted in a step: all, or a fresh sample."""
+    if num_nodes <= num_anchors:
+        return slice(None)
+    return torch.randperm(num_nodes)[:num_anchors]
+
+
+def projection_head(channels: int) -> nn.Sequential:
+    """Return GRACE's projection head: the loss sees its output, the user never does."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, channels))

@@ -1,0 +1,139 @@
+"""Evaluate label-free node methods: pre-train on a graph, freeze, probe linearly over splits."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from federation.experiment import Scalar, Table, explain, flatten, key, read_toml
+from graphcl.datasets import load
+from graphcl.datasets.protocols import load_splits, random_splits, stored_splits
+from graphcl.datasets.sources import locate
+from graphcl.errors import ConfigError
+from graphcl.nodes import (
+    ASPECT,
+    GRACE,
+    ASPECTConfig,
+    GRACEConfig,
+    NodeMethod,
+    ProbeResult,
+    bootstrap_half_width,
+    linear_probe,
+)
+
+METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "grace": GRACE}
+
+
+class ProbeTable(Table):
+    """What is evaluated, and how."""
+
+    name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
+    method: Literal["aspect", "grace"] = key("aspect", "the label-free method")
+    source: str = key("digits", "digits, pyg:CLASS/NAME, or an .npz file", min_length=1)
+    root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
+    splits: Literal["random", "stored", "geom"] = key(
+        "random", "ten random 60/20/20 splits, the file's own masks, or its geom_ masks"
+    )
+    epochs: int = key(2000, "steps of the probe", ge=1)
+    patience: int = key(200, "steps without a better validation accuracy that end it", ge=1)
+
+
+class ProbeExperiment(Table):
+    """A whole probe file: one table for the evaluation, one per method."""
+
+    probe: ProbeTable = ProbeTable()
+    aspect: ASPECTConfig = ASPECTConfig()
+    grace: GRACEConfig = GRACEConfig()
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        experiment: The whole configuration.
+        result: Accuracies per split.
+        untrained: The same of the method before its first step: what the filters alone give.
+    """
+
+    experiment: ProbeExperiment
+    result: ProbeResult
+    untrained: ProbeResult
+
+
+def load_probe(path: Path, overrides: dict[str, Scalar] | None = None) -> ProbeExperiment:
+    """Read a probe file.
+
+    Raises:
+        ConfigError: If it is missing, is no TOML, or does not validate.
+    """
+    nested = read_toml(path, overrides)
+    try:
+        return ProbeExperiment.model_validate(nested)
+    except ValidationError as error:
+        keys = [name for name, _ in flatten(ProbeExperiment().model_dump())]
+        raise ConfigError(explain(error, str(path), keys)) from None
+
+
+def run_probe(
+    experiment: ProbeExperiment, on_epoch: Callable[[int, dict[str, float]], None] | None = None
+) -> Probed:
+    """Pre-train the method of an experiment without labels and probe its frozen embedding.
+
+    Everything is chosen on validation nodes; every split's test nodes are touched once.
+    """
+    probe = experiment.probe
+    data = load(probe.source, root=probe.root or None)
+    masks = _splits(probe, data.y, data)
+    method_type = METHODS[probe.method]
+    config = getattr(experiment, probe.method)
+
+    def evaluate(method: NodeMethod) -> ProbeResult:
+        embedding = method.embed(data)
+        return linear_probe(embedding, data.y, *masks, epochs=probe.epochs, patience=probe.patience)
+
+    # One thread, so that a result does not depend on how many cores there are.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        untrained = evaluate(method_type(config).start(data))
+        return Probed(experiment, evaluate(method_type(config).fit(data, on_epoch)), untrained)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_result(probed: Probed, out: Path) -> Path:
+    """Write configuration and accuracies of a probe as JSON; return the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{probed.experiment.probe.name}.json"
+    content = {
+        "experiment": probed.experiment.model_dump(),
+        "trained": _figures(probed.result),
+        "untrained": _figures(probed.untrained),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _figures(result: ProbeResult) -> dict[str, Any]:
+    return {
+        "mean": result.mean,
+        "confidence": result.confidence,
+        "validation_mean": float(result.val_accuracy.mean()),
+        "leaking_mean": float(result.leaking_test_accuracy.mean()),
+        "leaking_confidence": bootstrap_half_width(result.leaking_test_accuracy),
+        "test_accuracy": result.test_accuracy.tolist(),
+    }
+
+
+def _splits(probe: ProbeTable, y: Tensor, data: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if probe.splits == "random":
+        return random_splits(y)
+    if probe.splits == "stored":
+        return stored_splits(data)
+    return load_splits(locate(probe.source, probe.root or None))

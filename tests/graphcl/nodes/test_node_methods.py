@@ -1,0 +1,129 @@
+"""Label-free methods: what they promise to a user, on odd graphs too."""
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from graphcl.datasets import contextual_sbm
+from graphcl.errors import DataError, GraphCLError
+from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, linear_probe
+from graphcl.nodes.method import prepare
+from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
+
+SMALL = {"hidden_channels": 16, "epochs": 3, "learning_rate": 0.01}
+METHODS = [
+    (ASPECT, ASPECTConfig(**SMALL)),
+    *[(ASPECT, ASPECTConfig(**SMALL, policy=p)) for p in ("global", "low", "high", "mean")],
+    (GRACE, GRACEConfig(**SMALL)),
+]
+IDS = ["aspect", "global", "low", "high", "mean", "grace"]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return contextual_sbm(90, 3, 12, homophily=0.9, seed=1)
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_the_same_seed_gives_the_same_embedding_and_labels_are_never_read(data, method, config):
+    first = method(config).fit(data).embed(data)
+    blind = Data(x=data.x, edge_index=data.edge_index)
+    assert torch.equal(method(config).fit(blind).embed(data), first)
+    assert first.shape == (90, 16)
+    torch.testing.assert_close(first.norm(dim=1), torch.full((90,), 4.0))
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_a_saved_method_embeds_as_before_without_pickle(data, tmp_path, method, config):
+    fitted = method(config).fit(data)
+    fitted.save(tmp_path / "m.npz")
+    np.load(tmp_path / "m.npz", allow_pickle=False)
+    again = method.load(tmp_path / "m.npz")
+    assert again.config == config
+    assert torch.equal(again.embed(data), fitted.embed(data))
+
+
+def test_a_file_of_another_method_is_refused(data, tmp_path):
+    GRACE(GRACEConfig(**SMALL)).fit(data).save(tmp_path / "g.npz")
+    with pytest.raises(GraphCLError, match="no saved ASPECT"):
+        ASPECT.load(tmp_path / "g.npz")
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_node_permutation_carries_over(data, method, config):
+    fitted = method(config).fit(data)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    place = order.argsort()
+    moved = Data(x=data.x[order], edge_index=place[data.edge_index])
+    torch.testing.assert_close(fitted.embed(moved), fitted.embed(data)[order], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_odd_graphs_have_defined_embeddings(method, config):
+    x = torch.rand(6, 5)
+    x[5] = 0  # an all-zero row on an isolated node
+    edges = torch.tensor([[0, 0, 1, 1, 2, 3], [1, 1, 0, 1, 3, 2]])  # doubled, directed, a loop
+    odd = Data(x=x, edge_index=edges)
+    tidy = Data(x=x, edge_index=torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]]))
+    embedding = method(config).fit(odd).embed(odd)
+    assert torch.isfinite(embedding).all()
+    assert torch.equal(method(config).fit(tidy).embed(tidy), embedding)
+    single = Data(x=torch.rand(1, 5), edge_index=torch.empty(2, 0, dtype=torch.long))
+    assert torch.isfinite(method(config).fit(single).embed(single)).all()
+
+
+def test_misuse_is_a_clear_error(data):
+    with pytest.raises(GraphCLError, match="no weights yet"):
+        ASPECT().embed(data)
+    fitted = ASPECT(ASPECTConfig(**SMALL)).fit(data)
+    with pytest.raises(GraphCLError, match="fitted on 12 features, the graph has 3"):
+        fitted.embed(Data(x=torch.rand(4, 3), edge_index=data.edge_index[:, :0]))
+    with pytest.raises(DataError, match=r"x\[1, 0\] is not finite"):
+        prepare(Data(x=torch.tensor([[1.0], [torch.nan]]), edge_index=data.edge_index[:, :0]))
+
+
+def test_memory_of_a_step_is_bounded_by_the_anchors(data):
+    few = ASPECT(ASPECTConfig(**SMALL, num_anchors=10)).fit(data)
+    assert torch.isfinite(few.embed(data)).all()
+
+
+@pytest.mark.parametrize("policy", ["node", "global"])
+def test_every_parameter_of_aspect_learns(data, policy):
+    config = ASPECTConfig(**{**SMALL, "epochs": 2}, policy=policy)  # the policy's last layer is 0
+    start = {n: p.clone() for n, p in ASPECT(config).start(data).named_parameters()}
+    fitted = dict(ASPECT(config).fit(data).named_parameters())
+    still = [name for name, value in start.items() if torch.equal(fitted[name], value)]
+    assert still == []
+
+
+def test_policy_starts_undecided_and_rows_sum_to_one(data):
+    policy = ASPECT(ASPECTConfig(**SMALL)).start(data).spectral_policy(data)
+    assert torch.equal(policy, torch.full((90, 2), 0.5))
+    trained = ASPECT(ASPECTConfig(**{**SMALL, "epochs": 30})).fit(data).spectral_policy(data)
+    torch.testing.assert_close(trained.sum(1), torch.ones(90))
+    assert trained[:, 0].std() > 0
+    assert SpectralPolicy(4)(torch.zeros(2, 4), torch.ones(2, 4)).tolist() == [[0.5, 0.5]] * 2
+
+
+def test_evidence_prefers_the_channel_with_the_smaller_loss():
+    evidence = torch.tensor([[1.0, 2.0], [3.0, 3.0]], requires_grad=True)
+    target = evidence_target(evidence, 0.5)
+    assert not target.requires_grad
+    assert target[0, 0] > 0.85
+    assert target[1].tolist() == [0.5, 0.5]
+    assert policy_divergence(target, target).item() == pytest.approx(0.0, abs=1e-7)
+    assert policy_divergence(target, target.flip(1)) > 0
+    sure = torch.tensor([[1.0, 0.0]])
+    assert torch.isfinite(policy_divergence(sure, sure.flip(1)))
+
+
+def test_training_beats_the_features_where_the_graph_helps():
+    data = contextual_sbm(400, 2, 16, homophily=0.9, signal=0.6, seed=0)
+    mask = torch.arange(400) % 5
+    masks = (mask < 2, mask == 2, mask > 2)
+    config = ASPECTConfig(hidden_channels=32, epochs=60, learning_rate=0.01)
+    z = ASPECT(config).fit(data).embed(data)
+    trained = linear_probe(z, data.y, *masks, epochs=300).mean
+    features = linear_probe(data.x, data.y, *masks, epochs=300).mean
+    assert trained > features + 0.05

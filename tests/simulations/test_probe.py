@@ -1,0 +1,88 @@
+"""`graphcl probe`: label-free training, linear evaluation, one table."""
+
+import json
+import sys
+
+import pytest
+
+from graphcl.datasets import contextual_sbm, save_npz
+from simulations import cli
+
+FILE = """
+[probe]
+name = "small"
+source = "graph.npz"
+epochs = 200
+
+[aspect]
+hidden_channels = 16
+epochs = 20
+learning_rate = 0.01
+"""
+
+
+@pytest.fixture
+def graphcl(tmp_path, monkeypatch, capsys):
+    """Return a caller of the command line inside a folder with ``small.toml`` and its graph."""
+    save_npz(contextual_sbm(300, 2, 16, homophily=0.9, signal=0.6), tmp_path / "graph.npz")
+    (tmp_path / "small.toml").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_console", cli.Console(width=200))
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["graphcl", *arguments])
+        with pytest.raises(SystemExit) as leave:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(leave.value.code or 0), captured.out + captured.err
+
+    return call
+
+
+def test_probe_prints_a_table_and_writes_the_figures(graphcl, tmp_path) -> None:
+    code, out = graphcl("probe", "small.toml")
+    assert code == 0, out
+    written = json.loads((tmp_path / "runs" / "probes" / "small.json").read_text())
+    trained, untrained = written["trained"], written["untrained"]
+    assert f"{100 * trained['mean']:.2f} ± {100 * trained['confidence']:.2f}" in out
+    assert f"{100 * untrained['mean']:.2f}" in out
+    assert len(trained["test_accuracy"]) == 10
+    assert trained["mean"] > 0.8
+    assert written["experiment"]["aspect"]["hidden_channels"] == 16
+    assert "leaking" not in out
+
+
+def test_probe_repeats_to_the_last_digit(graphcl, tmp_path) -> None:
+    results = tmp_path / "runs" / "probes" / "small.json"
+    graphcl("probe", "small.toml")
+    first = results.read_text()
+    graphcl("probe", "small.toml")
+    assert results.read_text() == first
+
+
+def test_leaking_protocol_is_shown_only_on_request_and_never_lower(graphcl, tmp_path) -> None:
+    code, out = graphcl("probe", "small.toml", "--leaking")
+    assert code == 0
+    assert "leaking %" in out
+    written = json.loads((tmp_path / "runs" / "probes" / "small.json").read_text())
+    for kind in ("trained", "untrained"):
+        assert written[kind]["leaking_mean"] >= written[kind]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe"], "name a probe file"),
+        (["probe", "none.toml"], "none.toml: no such"),
+        (["probe", "small.toml", "--set", "aspect.ordr=3"], "did you mean 'aspect.order'"),
+        (["probe", "small.toml", "--set", "aspect.policy=both"], "aspect.policy"),
+        (["probe", "small.toml", "--set", "probe.method=bgr"], "probe.method"),
+        (["probe", "small.toml", "--set", "probe.source=absent.npz"], "absent.npz: not found"),
+        (["probe", "small.toml", "--set", "probe.splits=geom"], "geom_"),
+    ],
+)
+def test_a_mistake_is_one_message(graphcl, tmp_path, arguments, message) -> None:
+    code, out = graphcl(*arguments)
+    assert code != 0
+    assert message in out
+    assert "Traceback" not in out
