@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from graphcl.contrast import info_nce
+from graphcl.nodes.features import Features, drop, linear
 from graphcl.nodes.method import NodeMethod, PreparedGraph, draw_anchors, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
@@ -88,13 +88,11 @@ class ASPECT(NodeMethod):
         elif config.policy == "global":
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
-    def channels(self, x: Tensor, operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+    def channels(self, x: Features, operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
         """Return the low- and the high-frequency embedding, ``[N, hidden_channels]`` each."""
-        x = F.dropout(x, self.config.drop_features, self.training)
+        x = drop(x, self.config.drop_features, self.training)
         # The linear map first: it commutes with the filter and makes it narrower.
-        low, high = self.filters(
-            operator, F.linear(x, self.low.weight), F.linear(x, self.high.weight)
-        )
+        low, high = self.filters(operator, linear(x, self.low.weight), linear(x, self.high.weight))
         return self.activation(low + self.low.bias), self.activation(high + self.high.bias)
 
     def shares_of(self, low: Tensor, high: Tensor) -> Tensor:
@@ -108,7 +106,7 @@ class ASPECT(NodeMethod):
         fixed = {"low": (1.0, 0.0), "high": (0.0, 1.0), "mean": (0.5, 0.5)}[kind]
         return low.new_tensor(fixed).expand(len(low), 2)
 
-    def forward(self, x: Tensor, operator: SymmetricOperator) -> Tensor:
+    def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
         low, high = self.channels(x, operator)
         return _fuse(low, high, self.shares_of(low, high))
 

@@ -5,7 +5,6 @@ An encoder reads ``edge_index`` as PyTorch Geometric gives it, or the propagatio
 multiplies with one, which spares the normalisation and the gather-scatter in every step.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GAT, GCN, GIN, MLP, GraphSAGE
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_torch_csr_tensor
+
+from graphcl.spectral.sparse import building_csr
 
 Operator = Tensor
 
@@ -50,9 +51,7 @@ class _MLP(nn.Module):
 
 def _csr(edge_index: Tensor, weight: Tensor | None, num_nodes: int) -> Tensor:
     """Return the transposed adjacency as CSR: row i gathers the messages to node i."""
-    with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-        # torch announces CSR as beta on first use
-        warnings.filterwarnings("ignore", message="Sparse CSR", category=UserWarning)
+    with building_csr():
         return to_torch_csr_tensor(edge_index.flip(0), weight, size=(num_nodes, num_nodes))
 
 

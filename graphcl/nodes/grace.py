@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from graphcl.contrast import info_nce
+from graphcl.nodes.features import Features, drop_columns, linear
 from graphcl.nodes.method import NodeMethod, PreparedGraph, draw_anchors, projection_head
 from graphcl.spectral import SymmetricOperator
 
@@ -46,8 +46,8 @@ class GRACE(NodeMethod):
         self.second = nn.Linear(2 * width, width)
         self.projection = projection_head(width)
 
-    def forward(self, x: Tensor, operator: SymmetricOperator) -> Tensor:
-        hidden = F.linear(x, self.first.weight)
+    def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
+        hidden = linear(x, self.first.weight)
         hidden = F.relu((hidden - operator @ hidden) / 2 + self.first.bias)
         out = F.linear(hidden, self.second.weight)
         return F.relu((out - operator @ out) / 2 + self.second.bias)
@@ -57,8 +57,8 @@ class GRACE(NodeMethod):
         anchors = draw_anchors(len(graph.x), config.num_anchors)
         views = []
         for _ in range(2):
-            columns = (torch.rand(graph.x.size(1)) >= config.drop_features).to(graph.x)
+            x = drop_columns(graph.x, config.drop_features)
             keep = graph.pattern.drop_edges(config.drop_edges)
-            z = self(graph.x * columns, graph.pattern.shifted_laplacian(keep))
+            z = self(x, graph.pattern.shifted_laplacian(keep))
             views.append(self.projection(z[anchors]))
         return {"info_nce": info_nce(*views, temperature=config.temperature)}

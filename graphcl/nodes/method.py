@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from graphcl.errors import DataError, GraphCLError
+from graphcl.nodes.features import Features, sparse_if_worth
 from graphcl.spectral import EdgePattern, SymmetricOperator
 from graphcl.training import fit, seed_everything
 
@@ -22,7 +23,7 @@ from graphcl.training import fit, seed_everything
 class PreparedGraph(NamedTuple):
     """A graph as the methods read it, prepared once."""
 
-    x: Tensor  # [num_nodes, in_channels], every row divided by its sum of magnitudes
+    x: Features  # [num_nodes, in_channels], every row divided by its sum of magnitudes
     pattern: EdgePattern  # undirected, no self loops, no duplicates
     operator: SymmetricOperator  # the shifted Laplacian of the whole pattern
 
@@ -44,7 +45,8 @@ def prepare(data: Data) -> PreparedGraph:
         raise DataError(f"x[{row}, {column}] is not finite; clean the features")
     pattern = EdgePattern(data.edge_index, len(x))
     scale = x.abs().sum(1, keepdim=True)
-    return PreparedGraph(x / torch.where(scale > 0, scale, 1), pattern, pattern.shifted_laplacian())
+    features = sparse_if_worth(x / torch.where(scale > 0, scale, 1))
+    return PreparedGraph(features, pattern, pattern.shifted_laplacian())
 
 
 class NodeMethod(nn.Module, ABC):
@@ -73,7 +75,7 @@ class NodeMethod(nn.Module, ABC):
         """Create the layers."""
 
     @abstractmethod
-    def forward(self, x: Tensor, operator: SymmetricOperator) -> Tensor:
+    def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
         """Embed nodes: ``x [N, in_channels]`` to ``[N, hidden_channels]``."""
 
     @abstractmethod
@@ -166,7 +168,9 @@ class NodeMethod(nn.Module, ABC):
 
     def _prepared(self, data: Data) -> PreparedGraph:
         if not self.in_channels:
-            raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit, start or load first")
+            raise GraphCLError(
+                f"{type(self).__name__} has no weights yet; call fit, start or load first"
+            )
         graph = prepare(data)
         if graph.x.size(1) != self.in_channels:
             raise GraphCLError(

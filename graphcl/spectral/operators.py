@@ -1,12 +1,12 @@
 """A fixed symmetric sparse matrix that multiplies dense ones and passes gradients on cheaply."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphcl.errors import GraphCLError
+from graphcl.spectral.sparse import building_csr
 
 
 class SymmetricOperator:
@@ -44,9 +44,7 @@ class SymmetricOperator:
             )
         size = (len(crow) - 1, len(crow) - 1)
         try:
-            with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-                # torch announces CSR as beta on first use
-                warnings.filterwarnings("ignore", message="Sparse CSR", category=UserWarning)
+            with building_csr():
                 self.matrix = torch.sparse_csr_tensor(crow, col, value.detach(), size)
         except RuntimeError as error:
             raise GraphCLError(

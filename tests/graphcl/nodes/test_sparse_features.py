@@ -1,0 +1,52 @@
+"""Sparse features are the dense ones, only faster."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from graphcl.nodes.features import SparseRows, drop, drop_columns, linear, sparse_if_worth
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(30, 40, generator=rng, dtype=torch.float64)
+    x[torch.rand(30, 40, generator=rng) < 0.95] = 0
+    x[3] = 0
+    x[:, 7] = 0
+    return x
+
+
+def test_linear_map_and_its_gradient_are_the_dense_ones(x) -> None:
+    weight = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    sparse = SparseRows.from_dense(x)
+    torch.testing.assert_close(linear(sparse, weight), F.linear(x, weight))
+    assert torch.autograd.gradcheck(lambda w: linear(sparse, w), weight)
+    torch.testing.assert_close(sparse.transposed().to_dense(), x.T)
+
+
+def test_dropping_features_keeps_the_mean_and_the_pattern(x) -> None:
+    sparse = SparseRows.from_dense(x)
+    torch.manual_seed(0)
+    total = sum(drop(sparse, 0.4, True).matrix.to_dense() for _ in range(3000)) / 3000
+    torch.testing.assert_close(total, x, atol=0.08, rtol=0)
+    assert drop(sparse, 0.4, False) is sparse
+    dropped = drop(sparse, 0.4, True)
+    torch.testing.assert_close(dropped.transposed().to_dense(), dropped.matrix.to_dense().T)
+
+
+@pytest.mark.parametrize("stored", [lambda x: x, SparseRows.from_dense], ids=["dense", "sparse"])
+def test_dropping_columns_drops_them_for_all_nodes(x, stored) -> None:
+    torch.manual_seed(0)
+    dropped = drop_columns(stored(x), 0.5)
+    dense = dropped if isinstance(dropped, torch.Tensor) else dropped.matrix.to_dense()
+    gone = ((dense == 0) & (x != 0)).any(0)
+    assert gone.any()
+    assert (dense[:, gone] == 0).all()
+    torch.testing.assert_close(dense[:, ~gone], x[:, ~gone])
+
+
+def test_only_mostly_zero_features_are_stored_sparsely(x) -> None:
+    assert isinstance(sparse_if_worth(x), SparseRows)
+    assert isinstance(sparse_if_worth(torch.ones(3, 3)), torch.Tensor)
+    assert isinstance(sparse_if_worth(torch.empty(3, 0)), torch.Tensor)
