@@ -123,7 +123,10 @@ def probe(
     if not paths:
         raise ConfigError("name a probe file, or --all in a folder that holds configs/nodes")
     experiments = [load_probe(path, _overrides(set_ or [], None, None)) for path in paths]
-    table = Table("probe", "splits", "accuracy %", "untrained %", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("probe", no_wrap=True)
+    for name in ("splits", "accuracy %", "untrained %"):
+        table.add_column(name)
     if leaking:
         table.add_column("leaking %")
         table.add_column("leaking, untrained %")

@@ -1,4 +1,8 @@
-"""GRACE: two views of a graph, InfoNCE between them (Zhu et al., 2020); follows the paper."""
+"""GRACE: two views of a graph, InfoNCE between them (Zhu et al., 2020).
+
+From the paper: views by dropped edges and feature columns, a two-layer network, its projection head
+and loss. Varied: propagation is a lazy walk, and a step may contrast a sample of the nodes.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -2,11 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from graphcl.datasets import contextual_sbm, save_npz
 from simulations import cli
+from simulations.probe import load_probe
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
 
 FILE = """
 [probe]
@@ -86,3 +90,19 @@ def test_a_mistake_is_one_message(graphcl, tmp_path, arguments, message) -> None
     assert code != 0
     assert message in out
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_files_of_the_repository_are_valid(path) -> None:
+    assert load_probe(path).probe.name.replace("-", "_") == path.stem
+
+
+def test_all_takes_every_file_of_the_folder(graphcl, tmp_path) -> None:
+    folder = tmp_path / "configs" / "nodes"
+    folder.mkdir(parents=True)
+    for name in ("one", "two"):
+        text = FILE.replace('"small"', f'"{name}"').replace("epochs = 20\n", "epochs = 2\n")
+        (folder / f"aspect_{name}.toml").write_text(text)
+    code, out = graphcl("probe", "--all", "--set", "probe.epochs=20")
+    assert code == 0, out
+    assert sorted(path.stem for path in (tmp_path / "runs/probes").iterdir()) == ["one", "two"]
