@@ -20,6 +20,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_carriers.py
 	$(BIN)/python tests/benchmarks/bench_accuracy.py
 	$(BIN)/python tests/benchmarks/bench_contrast.py
+	$(BIN)/python tests/benchmarks/bench_nodes.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,105 @@
+"""Seconds per epoch and peak memory of ASPECT, beside its filters and loss written plainly.
+
+The plain form is what published code of this family does: features dense, the filter applied to
+all input columns by gathering and scattering over edges, once per channel, the Laplacian built in
+every step, all pairs of nodes in the loss at once; ours contrasts 512 sampled nodes a step, as its
+default does. Same width (512), order (10), views and terms.
+Every case runs in a fresh process on one thread. Needs GRAPHCL_DATA.
+
+Run with ``python tests/benchmarks/bench_nodes.py [GRAPH ...]``.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch_geometric.utils import dropout_edge
+
+from graphcl.contrast import info_nce
+from graphcl.datasets import load
+from graphcl.nodes import ASPECT, ASPECTConfig
+
+GRAPHS = ("cora", "chameleon")
+WIDTH, ORDER = 512, 10
+
+
+def ours(graph: str, epochs: int) -> float:
+    """Train with the library; return seconds per epoch."""
+    data = load(f"graphs/{graph}.npz")
+    config = ASPECTConfig(hidden_channels=WIDTH, order=ORDER, num_anchors=512, epochs=epochs)
+    ASPECT(ASPECTConfig(hidden_channels=WIDTH, num_anchors=512, epochs=1)).fit(data)  # warm up
+    started = time.perf_counter()
+    ASPECT(config).fit(data)
+    return (time.perf_counter() - started) / epochs
+
+
+def plain(graph: str, epochs: int) -> float:
+    """Train the plain form; return seconds per epoch."""
+    data = load(f"graphs/{graph}.npz")
+    x = data.x / data.x.sum(1, keepdim=True).clamp(min=1e-9)
+    method = ASPECT(ASPECTConfig(hidden_channels=WIDTH, order=ORDER)).start(data).train()
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
+
+    def channels(edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        source, target = edge_index
+        degree = torch.bincount(source, minlength=len(x)).clamp(min=1).float()
+        weight = -(degree[source] * degree[target]).rsqrt()[:, None]
+
+        def propagate(v: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(v).index_add(0, target, weight * v[source])
+
+        dropped, coefficients = F.dropout(x, 0.3), method.filters.coefficients()
+        out = []
+        for channel, layer in enumerate((method.low, method.high)):
+            before, now = dropped, propagate(dropped)
+            total = coefficients[0, channel] * before + coefficients[1, channel] * now
+            for k in range(2, ORDER + 1):
+                before, now = now, 2 * propagate(now) - before
+                total = total + coefficients[k, channel] * now
+            out.append(method.activation(layer(total)))
+        return out[0], out[1]
+
+    def step() -> None:
+        views = []
+        for _ in range(2):
+            low, high = channels(dropout_edge(data.edge_index, 0.2, force_undirected=True)[0])
+            shares = method.shares_of(low, high)
+            fused = shares[:, :1] * low + shares[:, 1:] * high
+            views.append([method.projection(part) for part in (fused, low, high)])
+        losses = [info_nce(a, b, block_size=None) for a, b in zip(*views, strict=True)]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    started = time.perf_counter()
+    for _ in range(epochs):
+        step()
+    return (time.perf_counter() - started) / epochs
+
+
+def main() -> None:
+    """Print one table; with three arguments, run one case in this process."""
+    if len(sys.argv) == 4 and sys.argv[1] in ("ours", "plain"):
+        torch.set_num_threads(1)
+        seconds = {"ours": ours, "plain": plain}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    print(f"{'graph':<12}{'plain s':>9}{'ours s':>8}{'faster':>8}{'plain MiB':>11}{'ours MiB':>10}")
+    for graph in sys.argv[1:] or GRAPHS:
+        figures = {}
+        for kind, epochs in (("plain", 2), ("ours", 10)):
+            command = [sys.executable, __file__, kind, graph, str(epochs)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures[kind] = [float(word) for word in done.stdout.split()]
+        (slow, much), (fast, little) = figures["plain"], figures["ours"]
+        print(
+            f"{graph:<12}{slow:>9.2f}{fast:>8.2f}{slow / fast:>8.1f}{much:>11.0f}{little:>10.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
