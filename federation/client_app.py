@@ -145,6 +145,11 @@ def _experiment_of(items: tuple[tuple[str, Scalar], ...]) -> Experiment:
     return Experiment.from_flat(dict(items))
 
 
+def forget_learners() -> None:
+    """Let go of the models and graphs of earlier runs in this process."""
+    _build.cache_clear()
+
+
 @lru_cache(maxsize=512)  # bounds what thousands of clients hold in one process
 def _build(experiment: Experiment, partition: int) -> Exchange:
     exchange = ALGORITHMS[experiment.strategy.name].exchange

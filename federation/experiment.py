@@ -92,7 +92,7 @@ class Run(Table):
         0.5, "share of a cohort that must succeed, else the run stops", ge=0, le=1
     )
     timeout: float = key(600.0, "seconds to wait for the replies of a round; 0 = forever", ge=0)
-    directory: str = key("", "run directory; empty = a new one under runs/")
+    directory: str = key("", "run directory under flwr run; empty = a new one under runs/")
 
 
 class Digits(Table):

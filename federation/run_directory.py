@@ -13,13 +13,15 @@ after it is cut off on resume. No random generator is stored: every stream deriv
 the round and the client.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from federation.experiment import Experiment, load_experiment
 from federation.records import from_bytes, to_bytes
-from graphcl.errors import FederationError
+from graphcl.errors import ConfigError, FederationError
 
 Line = dict[str, Any]
 
@@ -135,6 +137,22 @@ class RunDirectory:
             }
             _write_atomically(self.path / "environment.json", _json(environment))
         self.metrics.touch()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep any other process from writing here; the lock ends with this process.
+
+        Raises:
+            FederationError: If another process holds the directory.
+        """
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FederationError(
+                    f"{self.path}: another process is writing here; wait for it or stop it"
+                ) from None
+            yield
 
     def record(self, lines: Iterable[Line]) -> None:
         """Append lines to the metrics."""
@@ -261,11 +279,15 @@ class RunDirectory:
 
 def new_directory(out: Path, name: str) -> Path:
     """Create a run directory that nobody has, named by the time."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot hold run directories: {error.strerror}") from None
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     for number in itertools.count(1):
         directory = out / (stem if number == 1 else f"{stem}-{number}")
         try:
-            directory.mkdir(parents=True)
+            directory.mkdir()
             return directory
         except FileExistsError:
             continue

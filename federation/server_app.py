@@ -14,4 +14,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run's configuration, from its last checkpoint if it has one."""
     experiment = experiment_of(context.run_config)
-    federate(grid, experiment, RunDirectory.of(experiment))
+    run = RunDirectory.of(experiment)
+    with run.held():
+        federate(grid, experiment, run)

@@ -75,6 +75,8 @@ def run(
         _print_plan(experiment, clients, directory)
     try:
         outcomes = execute(directory, lambda experiment: watch(experiment, _console))
+    except ConfigError:
+        raise
     except (KeyboardInterrupt, GraphCLError):
         _say(f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]")
         raise
@@ -186,11 +188,14 @@ def _write_report(directory: Path) -> Path:
 
 def _overrides(settings: list[str], engine: str | None, address: str | None) -> dict[str, Scalar]:
     overrides: dict[str, Scalar] = {}
+    texts = {key for key, default, _ in describe_keys() if isinstance(default, str)}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting}: write KEY=VALUE, e.g. --set run.rounds=5")
-        overrides[key.strip()] = _scalar(value.strip())
+        text = value.strip()
+        # A key that holds text takes what was typed, be it a number.
+        overrides[key.strip()] = text if key.strip() in texts else _scalar(text)
     if engine:
         overrides["simulation.engine"] = engine
     if address:

@@ -60,13 +60,23 @@ class _Tail:
     def new_rounds(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
+        if self._path.stat().st_size < self._position:
+            self._position = 0  # a resumed run cut off the rounds it will repeat
         with self._path.open("rb") as file:
             file.seek(self._position)
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._position += len(complete)
-        lines = [json.loads(line) for line in complete.splitlines()]
-        return [line for line in lines if line["kind"] == "round"]
+        return [line for text in complete.splitlines() if (line := _round(text))]
+
+
+def _round(text: bytes) -> dict[str, Any] | None:
+    """Return a round's line; None for others, and for half a line after a cut."""
+    try:
+        line: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return line if line.get("kind") == "round" else None
 
 
 def _figures(line: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from federation.run_directory import RunDirectory, new_directory
 from graphcl.errors import ConfigError
 from simulations.carriers import carrier_for
 
+_PARTITION = "partition.json"
+
 Watch = Callable[[Experiment], AbstractContextManager[object]]
 
 
@@ -44,11 +46,15 @@ def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Cli
     Raises:
         ConfigError, DataError, PartitionError: Before anything starts.
     """
+    if experiment.run.directory:
+        raise ConfigError(
+            "run.directory: is for `flwr run`; with graphcl name the parent folder by --out, and "
+            "go on with a run by --resume"
+        )
     clients = client_graphs(experiment)
     directory = new_directory(out, experiment.run.name)
     RunDirectory(directory).open(experiment)
-    partition = json.dumps(dataclasses.asdict(clients.report), indent=1)
-    (directory / "partition.json").write_text(partition + "\n", encoding="utf-8")
+    (directory / _PARTITION).write_text(_partition(clients), encoding="utf-8")
     return directory, clients
 
 
@@ -70,6 +76,7 @@ def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Out
     outcomes = [*_planned(experiment, directory)]
     todo = [o for o in outcomes if not o.reason and o.summary is None]
     if todo:
+        _check_data(experiment, directory)
         with carrier_for(experiment) as carrier:
             for outcome in todo:
                 own = experiment.override(
@@ -85,6 +92,21 @@ def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Out
         dataclasses.replace(o, summary=_summary(o.directory)) if not o.reason else o
         for o in outcomes
     ]
+
+
+def _partition(clients: ClientGraphs) -> str:
+    return json.dumps(dataclasses.asdict(clients.report), indent=1) + "\n"
+
+
+def _check_data(experiment: Experiment, directory: Path) -> None:
+    """Raise if a resumed run would go on with other data, before anything starts."""
+    recorded = directory / _PARTITION
+    now = _partition(client_graphs(experiment))
+    if recorded.exists() and recorded.read_text(encoding="utf-8") != now:
+        raise ConfigError(
+            f"data.source: '{experiment.data.source}' does not divide as it did when {directory} "
+            "was begun; resume where the same file is found"
+        )
 
 
 def _planned(experiment: Experiment, directory: Path) -> Iterator[Outcome]:

@@ -5,9 +5,9 @@ the end. What is submitted is a small app that imports the installed components,
 runs the very code of the other carriers, from any directory.
 """
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import tomli_w
 
 from federation.experiment import Experiment
@@ -45,7 +46,7 @@ class FlowerCarrier(Carrier):
         self._port = _free_port()
         binaries = str(Path(sys.executable).parent)
         self._environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
             **SAFE_SETTINGS,
             "FLWR_HOME": str(self._home),
             "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
@@ -74,7 +75,7 @@ class FlowerCarrier(Carrier):
 
     def close(self) -> None:
         if self._superlink is not None:
-            _stop_session(self._superlink)
+            _stop_family(self._superlink)
             shutil.rmtree(self._home, ignore_errors=True)
 
     def run(self, experiment: Experiment) -> None:
@@ -157,13 +158,16 @@ def _free_port() -> int:
         return port
 
 
-def _stop_session(process: "subprocess.Popen[bytes]") -> None:
-    """Stop a process and whatever it started in its session."""
-    for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(patience)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+def _stop_family(process: "subprocess.Popen[bytes]") -> None:
+    """Stop a process and all it started: the simulation runs in a session of its own."""
+    try:
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for stop in ("terminate", "kill"):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(member, stop)()
+        process.poll()  # reap our own child, or it would count as alive
+        _, family = psutil.wait_procs(family, timeout=8)

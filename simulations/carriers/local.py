@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from flwr.app import Message, RecordDict
 
 from federation.client_app import app as client_app
+from federation.client_app import forget_learners
 from federation.experiment import Experiment
 from federation.records import from_bytes, to_bytes
 from simulations.carriers.base import (
@@ -54,4 +55,5 @@ class LocalCarrier(Carrier):
         pass
 
     def run(self, experiment: Experiment) -> None:
+        forget_learners()
         LocalGrid(experiment).serve()

@@ -42,15 +42,19 @@ class ClientActor:
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         # Imported here, so that the driver need not ship the application.
-        from federation.client_app import app
+        from federation.client_app import app, forget_learners
 
-        self._app = app
+        self._app, self._forget = app, forget_learners
         self._contexts: dict[int, Context] = {}
+
+    def ready(self) -> None:
+        """Answer once the process is up."""
 
     def begin(
         self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]
     ) -> None:
         """Forget the clients of any earlier run and take over these states."""
+        self._forget()
         self._run_config, self._num_clients = run_config, num_clients
         self._contexts = {
             partition: self._context(partition, state) for partition, state in states.items()
@@ -187,6 +191,11 @@ class ActorPool:
     def __init__(self, count: int, cpus: int, gpus: float):
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(ClientActor)
         self.actors = [self._actor.remote() for _ in range(count)]
+        try:
+            ray.get([actor.ready.remote() for actor in self.actors])
+        except ray.exceptions.RayError as error:
+            cause = str(error).strip().splitlines()[-1]
+            raise FederationError(f"an actor could not start: {cause}") from None
 
     def replace(self, index: int) -> None:
         """Start a new actor in place of another."""
@@ -203,8 +212,15 @@ class RayCarrier(Carrier):
             _connect(simulation.address)
         else:
             cpus = max(os.cpu_count() or 1, simulation.actors * simulation.cpus_per_client)
-            ray.init(num_cpus=cpus, include_dashboard=False, **_QUIET)
-        count = simulation.actors or _fitting_actors(self.experiment)
+            # "local": a cluster that happens to run here is joined only by its address.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+        fitting = _fitting_actors(self.experiment)
+        if simulation.actors > fitting:
+            raise FederationError(
+                f"simulation.actors: {simulation.actors} do not fit, {fitting} do; lower it, or "
+                "what a client uses (simulation.cpus_per_client, gpus_per_client)"
+            )
+        count = simulation.actors or min(fitting, self.experiment.partition.clients)
         self._pool = ActorPool(count, simulation.cpus_per_client, simulation.gpus_per_client)
 
     def close(self) -> None:
@@ -229,7 +245,7 @@ def _connect(address: str) -> None:
 
 
 def _fitting_actors(experiment: Experiment) -> int:
-    """Return how many clients fit at once; no more than there are."""
+    """Return how many clients fit at once."""
     simulation = experiment.simulation
     resources = ray.cluster_resources()
     count = int(resources.get("CPU", 0) // simulation.cpus_per_client)
@@ -242,7 +258,7 @@ def _fitting_actors(experiment: Experiment) -> int:
             f"{simulation.gpus_per_client:g} GPUs, and Ray has {cpus:g} CPUs and {gpus:g} GPUs; "
             "lower simulation.cpus_per_client or gpus_per_client"
         )
-    return min(count, experiment.partition.clients)
+    return count
 
 
 def _shared_arrays(messages: list[Message]) -> dict[str, ArrayRecord]:

@@ -315,7 +315,7 @@ def test_override_changes_the_named_keys_and_nothing_else():
         experiment.override({"run.sed": 3})
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda f: f.name)
 def test_shipped_experiments_validate(file):
     experiment = load_experiment(file)
     for name in filter(None, experiment.run.compare.split(", ")):
@@ -324,7 +324,7 @@ def test_shipped_experiments_validate(file):
 
 
 def test_experiments_are_shipped():
-    assert len(list((ROOT / "configs").rglob("*.toml"))) >= 3
+    assert len(list((ROOT / "configs").glob("*.toml"))) >= 3
 
 
 def test_every_key_has_a_meaning_and_a_valid_default():

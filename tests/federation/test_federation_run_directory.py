@@ -245,3 +245,16 @@ def test_metrics_hold_no_nan(run):
     """A line that other programs cannot parse must fail where it is written."""
     with pytest.raises(ValueError):
         run.record([line(1, accuracy=float("nan"))])
+
+
+def test_two_processes_cannot_write_one_directory(tiny, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny())
+    with (
+        run.held(),
+        pytest.raises(FederationError, match="another process is writing here"),
+        RunDirectory(tmp_path / "run").held(),
+    ):
+        pass
+    with run.held():
+        pass  # the lock is free again

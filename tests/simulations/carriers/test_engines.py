@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -98,6 +102,28 @@ def test_a_client_that_kills_its_process_costs_its_own_reply_alone(tiny, carrier
     trained = {line["partition"]: line for line in lines if line["kind"] == "client"}
     assert [trained[p]["status"] for p in range(4)] == ["ok", "failed", "ok", "ok"]
     assert "died" in trained[1]["reason"]
+
+
+def test_ctrl_c_under_flower_leaves_no_process_behind(tiny, tmp_path) -> None:
+    experiment = tiny({**ALIKE, "run.rounds": 2000, "run.directory": ""})
+    (tmp_path / "long.toml").write_text(experiment.to_toml())
+    command = [sys.executable, "-m", "simulations.cli", "run", "long.toml", "--engine", "flower"]
+    with (tmp_path / "out.txt").open("wb") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")):
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("simulation" in " ".join(member.cmdline()) for member in family)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        _, alive = psutil.wait_procs(family, timeout=15)
+        assert [member.cmdline() for member in alive] == []
+    finally:
+        process.kill()
 
 
 def test_flower_agrees_with_the_local_carrier_and_its_superlink_is_stopped(tiny) -> None:
