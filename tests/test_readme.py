@@ -26,8 +26,8 @@ def test_the_import_door_runs_and_its_embedding_beats_the_pixels() -> None:
 
 def test_every_file_and_command_it_names_exists() -> None:
     root, text = README.parent, README.read_text(encoding="utf-8")
-    for path in re.findall(r"\b(?:configs|federation|graphcl|tests)/[\w./]*\w", text):
-        assert (root / path).exists(), path
+    for path in re.findall(r"\b(?:configs|federation|graphcl|tests)/[\w./*]*\w", text):
+        assert any(root.glob(path)), path
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
