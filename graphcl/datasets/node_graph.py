@@ -21,7 +21,7 @@ Other keys are ignored.  Repeated edges are merged; self-loops stay as the file 
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,24 @@ def save_npz(data: Data, path: str | Path) -> None:
 
 
 def _read(path: str | Path) -> dict[str, np.ndarray]:
+    arrays, files = read_arrays(path, _KEYS)
+    _check_keys(arrays, files, str(path))
+    return arrays
+
+
+def read_arrays(path: str | Path, keys: Iterable[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read those of an npz file's arrays that are there, never a pickle.
+
+    Args:
+        path: The file.
+        keys: Names of the arrays that are wanted.
+
+    Returns:
+        The arrays found, by name, and all names in the file.
+
+    Raises:
+        DataError: The file is missing or no npz archive, or an array is no plain one.
+    """
     try:
         archive: Any = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
@@ -105,7 +123,7 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: holds one bare array: write the keys with numpy.savez")
     arrays = {}
     with archive:
-        for key in _KEYS:
+        for key in keys:
             if key not in archive.files:
                 continue
             try:
@@ -114,8 +132,7 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
                 raise DataError(
                     f"{path}: {key} cannot be read ({error}): save it as a plain array of numbers"
                 ) from error
-        _check_keys(arrays, archive.files, str(path))
-    return arrays
+        return arrays, archive.files
 
 
 def _check_keys(arrays: Mapping[str, np.ndarray], files: list[str], name: str) -> None:

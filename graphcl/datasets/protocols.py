@@ -5,14 +5,13 @@ Splits are three boolean masks of shape ``[N, S]``: column s is one division of 
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from graphcl.datasets.node_graph import _UNREADABLE
+from graphcl.datasets.node_graph import read_arrays
 from graphcl.datasets.validation import MASKS, check_every_class
 from graphcl.errors import DataError
 
@@ -130,32 +129,18 @@ def load_splits(path: str | Path, prefix: str = "geom_") -> tuple[Tensor, Tensor
             of a split overlap; pickled objects are never loaded.
     """
     keys = [prefix + field for field in MASKS]
-    try:
-        archive: Any = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: not a readable npz archive ({error})") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: holds one bare array: write the keys with numpy.savez")
+    arrays, files = read_arrays(path, keys)
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: missing keys: {', '.join(missing)}; the file has "
+            f"{', '.join(sorted(files)) or 'no keys'}"
+        )
     masks = []
-    with archive:
-        missing = [key for key in keys if key not in archive.files]
-        if missing:
-            raise DataError(
-                f"{path}: missing keys: {', '.join(missing)}; the file has "
-                f"{', '.join(sorted(archive.files)) or 'no keys'}"
-            )
-        for key in keys:
-            try:
-                mask = archive[key]
-            except _UNREADABLE as error:
-                raise DataError(
-                    f"{path}: {key} cannot be read ({error}): save it as a plain array of booleans"
-                ) from error
-            if mask.dtype != np.bool_:
-                raise DataError(f"{path}: {key} is {mask.dtype}, must be bool: convert it")
-            masks.append(torch.from_numpy(np.ascontiguousarray(mask.T)))
+    for key in keys:
+        if arrays[key].dtype != np.bool_:
+            raise DataError(f"{path}: {key} is {arrays[key].dtype}, must be bool: convert it")
+        masks.append(torch.from_numpy(np.ascontiguousarray(arrays[key].T)))
     return as_splits(*masks, name=f"{path}: {prefix}")
 
 
