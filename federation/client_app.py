@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
 from federation.experiment import Experiment, Scalar
-from federation.learners import NodeLearner
+from federation.learners import LEARNERS
 from federation.records import check_finite, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
 from graphcl.errors import FederationError
@@ -122,13 +122,14 @@ def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
     learner = exchange.learner
     stored = context.state.array_records.get(_STATE)
     # The learner still holds this very state where the last message came to the same process.
-    if exchange.personal and (stored is None or learner.holds is not stored):
-        learner.start() if stored is None else learner.load_state(to_tensors(stored))
+    keeps = exchange.keeps(experiment)
+    if keeps and (stored is None or learner.holds is not stored):
+        learner.start() if stored is None else exchange.load_state(to_tensors(stored))
     learner.holds = None
     yield exchange
-    if exchange.personal:
+    if keeps:
         if keep:
-            state = learner.state()
+            state = exchange.state()
             for name, tensor in state.items():
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
             context.state[_STATE] = stored = to_arrays(state)
@@ -153,5 +154,6 @@ def forget_learners() -> None:
 @lru_cache(maxsize=512)  # bounds what thousands of clients hold in one process
 def _build(experiment: Experiment, partition: int) -> Exchange:
     exchange = ALGORITHMS[experiment.strategy.name].exchange
-    learner = NodeLearner(experiment, partition, exchange.projector(experiment))
+    learner_type = LEARNERS[experiment.task.name]
+    learner = learner_type(experiment, partition, exchange.projector(experiment))
     return exchange(experiment, learner)

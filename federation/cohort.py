@@ -83,6 +83,8 @@ def draw_cohort(experiment: Experiment, server_round: int) -> list[int]:
 
     They are drawn over partitions, never over node ids, which Flower makes up anew in every run.
     """
+    if experiment.strategy.name == "pooled":
+        return [0]  # it holds the union of all clients' data
     clients = experiment.partition.clients
     size = max(1, round(experiment.strategy.fraction * clients))
     rng = numpy_rng(experiment.run.seed, "cohort", server_round)

@@ -22,12 +22,15 @@ from pydantic import (
 )
 
 from graphcl.errors import ConfigError
-from graphcl.nodes import ENCODERS
+from graphcl.nodes import ENCODERS, ASPECTConfig
 
 Scalar = bool | int | float | str
 
-STRATEGIES = ("local", "fedavg", "fedprox", "fedproto", "feddbp")
-WEIGHT_STRATEGIES = ("fedavg", "fedprox")
+STRATEGIES = ("local", "fedavg", "fedprox", "fedproto", "feddbp", "pooled")
+# One model for all: its weights cross the wire.
+WEIGHT_STRATEGIES = ("fedavg", "fedprox", "pooled")
+# Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
+PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
 
 
 def _names(text: str, known: tuple[str, ...], what: str) -> str:
@@ -59,6 +62,10 @@ def _strategies(text: str) -> str:
     return _names(text, STRATEGIES, "strategy")
 
 
+def _listed(text: str) -> str:
+    return ", ".join(name.strip() for name in text.split(",") if name.strip())
+
+
 def key(default: Any, meaning: str, **rules: Any) -> Any:
     """Declare a key: its default, its meaning for ``graphcl keys``, and its rules."""
     return Field(default, description=meaning, **rules)
@@ -78,6 +85,14 @@ class Table(BaseModel):
         return value
 
 
+class Task(Table):
+    """What the clients learn."""
+
+    name: Literal["classify", "pretrain"] = key(
+        "classify", "node classes from labels, or embeddings without labels, probed linearly"
+    )
+
+
 class Run(Table):
     """What is run and how long."""
 
@@ -86,7 +101,7 @@ class Run(Table):
     rounds: int = key(50, "rounds of training", ge=1)
     evaluate_every: int = key(1, "rounds between evaluations of all clients", ge=1)
     compare: Annotated[str, AfterValidator(_strategies)] = key(
-        "", "strategies to run beside strategy.name on the same partitions, e.g. 'local, fedproto'"
+        "", "strategies to run beside strategy.name on the same partitions, e.g. 'local, pooled'"
     )
     min_success: float = key(
         0.5, "share of a cohort that must succeed, else the run stops", ge=0, le=1
@@ -117,7 +132,8 @@ class DataTable(Table):
 
     source: str = key(
         "digits",
-        "digits, csbm, pyg:CLASS/NAME, an .npz file, or a folder of .npz files (natural)",
+        "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
+        "that holds several graphs",
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
@@ -149,7 +165,7 @@ class Partition(Table):
 
 
 class Model(Table):
-    """The node encoders: client i takes the (i mod n)-th of the list."""
+    """The node encoders: client i takes the (i mod n)-th; pre-training reads only the width."""
 
     encoders: Annotated[str, AfterValidator(_encoders)] = key(
         "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
@@ -163,6 +179,45 @@ class Model(Table):
     def encoder_names(self) -> list[str]:
         """The encoders as a list."""
         return self.encoders.split(", ")
+
+
+_ASPECT = ASPECTConfig()
+
+
+class AspectTable(Table):
+    """ASPECT, beside what it shares with the other label-free methods."""
+
+    order: int = key(_ASPECT.order, "degree of the polynomial filters", ge=1)
+    sharpness: float = key(_ASPECT.sharpness, "how steep the filters are at the start", ge=0)
+    policy: Literal["node", "global", "low", "high", "mean"] = key(
+        _ASPECT.policy, "how the channels are mixed: per node, for all nodes, one alone, or evenly"
+    )
+    channel_weight: float = key(
+        _ASPECT.channel_weight, "weight of the contrast within each channel", ge=0
+    )
+    evidence_weight: float = key(
+        _ASPECT.evidence_weight, "weight of the evidence that regularises the policy", ge=0
+    )
+    evidence_temperature: float = key(
+        _ASPECT.evidence_temperature, "temperature of that evidence", gt=0
+    )
+    filter_learning_rate: float = key(
+        _ASPECT.filter_learning_rate, "step size of the filters", gt=0
+    )
+
+
+class Pretrain(Table):
+    """A label-free method; its width is ``model.embedding_channels``, its steps are ``train``'s."""
+
+    method: Literal["aspect", "grace"] = key("aspect", "the label-free method")
+    drop_features: float = key(
+        _ASPECT.drop_features, "share of features dropped in a view", ge=0, lt=1
+    )
+    drop_edges: float = key(_ASPECT.drop_edges, "share of edges dropped in a view", ge=0, lt=1)
+    temperature: float = key(_ASPECT.temperature, "temperature of the contrast", gt=0)
+    num_anchors: int = key(512, "nodes contrasted per step; memory grows with its square", ge=2)
+    probe_decay: float = key(0.01, "L2 penalty of the linear probe", gt=0)
+    aspect: AspectTable = AspectTable()
 
 
 class Train(Table):
@@ -222,9 +277,22 @@ class Strategy(Table):
         "feddbp", f"the federated algorithm: {', '.join(STRATEGIES)}"
     )
     fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
+    personal_weights: Annotated[str, AfterValidator(_listed)] = key(
+        "", "weights that stay on their node under fedavg and fedprox, e.g. 'encoder.policy'"
+    )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     feddbp: FedDBPTable = FedDBPTable()
+
+    @property
+    def personal_names(self) -> list[str]:
+        """What :attr:`personal_weights` lists, where the strategy averages weights."""
+        averages = self.name in ("fedavg", "fedprox")
+        return [name for name in self.personal_weights.split(", ") if name] if averages else []
+
+    def keeps(self, weight: str) -> bool:
+        """Say whether a weight, by its name in the model's state, stays on its node."""
+        return any(weight == name or weight.startswith(f"{name}.") for name in self.personal_names)
 
 
 class Simulation(Table):
@@ -243,21 +311,26 @@ class Experiment(Table):
     """A whole experiment file."""
 
     run: Run = Run()
+    task: Task = Task()
     data: DataTable = DataTable()
     partition: Partition = Partition()
     model: Model = Model()
+    pretrain: Pretrain = Pretrain()
     train: Train = Train()
     strategy: Strategy = Strategy()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        unlike = len(set(self.model.encoder_names)) > 1
-        if self.strategy.name in WEIGHT_STRATEGIES and unlike:
+        if self.strategy.name in WEIGHT_STRATEGIES and self.unlike_models:
             raise ValueError(
-                f"strategy.name: '{self.strategy.name}' averages weights, but model.encoders gives "
-                f"the clients unlike models ({self.model.encoders}); name one encoder, or use a "
-                "prototype strategy (fedproto, feddbp)"
+                f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
+                f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
+                "use a prototype strategy (fedproto, feddbp)"
+            )
+        if self.task.name == "pretrain" and self.simulation.gpus_per_client:
+            raise ValueError(
+                "simulation.gpus_per_client: task.name = 'pretrain' runs on the CPU; leave it at 0"
             )
         planned = (self.strategy.name, *self.run.compare.split(", "))
         feddbp = self.strategy.feddbp
@@ -284,6 +357,18 @@ class Experiment(Table):
                 "are; lower partition.clients or partition.min_nodes"
             )
         return self
+
+    @property
+    def encoder_names(self) -> list[str]:
+        """The encoders in turn: client i has the (i mod n)-th."""
+        if self.task.name == "pretrain":
+            return [self.pretrain.method]
+        return self.model.encoder_names
+
+    @property
+    def unlike_models(self) -> bool:
+        """Whether the clients' models differ, so that their weights cannot be averaged."""
+        return len(set(self.encoder_names)) > 1
 
     def override(self, keys: Mapping[str, Scalar]) -> "Experiment":
         """Return this experiment with other values for some dotted keys."""
@@ -420,6 +505,7 @@ def _explain(problem: dict[str, Any], keys: list[str]) -> str:
 
 
 __all__ = [
+    "PROTOTYPE_STRATEGIES",
     "STRATEGIES",
     "WEIGHT_STRATEGIES",
     "Experiment",

@@ -90,7 +90,7 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "name": experiment.run.name,
         "strategy": experiment.strategy.name,
-        "encoders": experiment.model.encoders,
+        "encoders": ", ".join(experiment.encoder_names),
         "seed": experiment.run.seed,
         "rounds": experiment.run.rounds,
         "failed_updates": sum(line["failed"] for line in rounds),

@@ -14,12 +14,13 @@ from flwr.serverapp.strategy import Strategy
 from federation.cohort import discover, draw_cohort
 from federation.experiment import WEIGHT_STRATEGIES, Experiment
 from federation.figures import client_lines, round_line, summarise
-from federation.learners.nodes import build_classifier
+from federation.learners import LEARNERS
 from federation.records import to_arrays
 from federation.replies import Exchanged
 from federation.run_directory import KeepsClientStates, RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
+from federation.strategies.weights import first_weights
 from graphcl.errors import FederationError
 
 
@@ -104,10 +105,10 @@ def _begin(
         return _initial_arrays(experiment, facts), 1
     if isinstance(strategy, MessageStrategy):
         strategy.load_state(checkpoint.strategy)
-    if ALGORITHMS[experiment.strategy.name].exchange.personal:
+    if ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):
         if checkpoint.clients is None or not isinstance(grid, KeepsClientStates):
             raise FederationError(
-                f"{run.path}: '{experiment.strategy.name}' keeps models on the clients, and "
+                f"{run.path}: '{experiment.strategy.name}' keeps weights on the clients, and "
                 "Flower's engine kept them out of the checkpoint; start the run anew, on the "
                 "engine local or ray if it must be resumable"
             )
@@ -118,8 +119,9 @@ def _begin(
 def _initial_arrays(experiment: Experiment, facts: Facts) -> ArrayRecord:
     if experiment.strategy.name not in WEIGHT_STRATEGIES:
         return ArrayRecord()
-    model = build_classifier(experiment, "server", facts.in_channels, facts.num_classes)
-    return to_arrays(model.state_dict())
+    learner_type = LEARNERS[experiment.task.name]
+    model = learner_type.build(experiment, "server", facts.in_channels, facts.num_classes)
+    return to_arrays(first_weights(model, experiment))
 
 
 def _strategy_state(strategy: Strategy) -> RecordDict:

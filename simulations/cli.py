@@ -217,10 +217,11 @@ def _scalar(text: str) -> Scalar:
 def _print_plan(experiment: Experiment, clients: ClientGraphs, directory: Path) -> None:
     shares, report = clients.report.clients, clients.report
     sizes = sorted(share.nodes for share in shares)
+    encoders = ", ".join(experiment.encoder_names)
     _say(
         f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
         f" of {sizes[0]} to {sizes[-1]} nodes, {clients.num_classes} classes, "
-        f"{report.cut_share:.0%} of {report.edges} edges cut; encoders {experiment.model.encoders};"
+        f"{report.cut_share:.0%} of {report.edges} edges cut; encoders {encoders};"
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )

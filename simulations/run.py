@@ -117,9 +117,8 @@ def _planned(experiment: Experiment, directory: Path) -> Iterator[Outcome]:
         folder = directory / "compare" / other
         if other == name:
             continue
-        unlike = len(set(experiment.model.encoder_names)) > 1
-        if other in WEIGHT_STRATEGIES and unlike:
-            reason = "averages weights, and the clients hold unlike models"
+        if other in WEIGHT_STRATEGIES and experiment.unlike_models:
+            reason = "has one model for all, and the clients hold unlike models"
             yield Outcome(other, folder, None, reason)
         else:
             yield Outcome(other, folder, _summary(folder))

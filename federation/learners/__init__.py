@@ -1,6 +1,10 @@
 """What one node holds during a run: a model and its data, one adapter per graphcl room."""
 
-from federation.learners.base import Forward, Learner
+from federation.learners.base import Forward, Learner, Projector
 from federation.learners.nodes import NodeLearner
+from federation.learners.pretraining import PretrainingLearner
 
-__all__ = ["Forward", "Learner", "NodeLearner"]
+# By task.name.
+LEARNERS = {"classify": NodeLearner, "pretrain": PretrainingLearner}
+
+__all__ = ["LEARNERS", "Forward", "Learner", "NodeLearner", "PretrainingLearner", "Projector"]

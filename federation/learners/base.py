@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
+from federation.experiment import Experiment, Train
 from graphcl.errors import ReplyError
+from graphcl.metrics import accuracy
 
 
 class Forward(NamedTuple):
@@ -17,16 +21,22 @@ class Forward(NamedTuple):
     logits: Tensor  # [num_samples, num_classes]
     y: Tensor  # [num_samples], class ids
 
+    def of(self, mask: Tensor) -> "Forward":
+        """Return the samples of a mask, ``[num_samples]``."""
+        return Forward(self.embedding[mask], self.logits[mask], self.y[mask])
+
 
 Penalty = Callable[[Forward], Mapping[str, Tensor]]
 Predict = Callable[[Forward], Mapping[str, Tensor]]
+Projector = Callable[[int], nn.Module]
 
 
 class Learner(ABC):
     """A model with its data on one node.
 
     Attributes:
-        model: The whole model; its ``head`` is linear and reads the embedding.
+        model: All that may cross the wire or stay on the node.
+        head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
         num_classes: Number of classes over all clients.
         embedding_channels: Width of the embedding.
         holds: The stored record whose state this learner has, if it is known.
@@ -38,11 +48,29 @@ class Learner(ABC):
     embedding_channels: int
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, head: nn.Linear):
+    def __init__(self, model: nn.Module, head: nn.Linear, data: Data, device: torch.device):
         self.model, self.head = model, head
+        self.y: Tensor = data.y.to(device)
+        self.masks = {
+            split: getattr(data, f"{split}_mask").to(device) for split in ("train", "val", "test")
+        }
         self._initial = {name: value.clone() for name, value in model.state_dict().items()}
         self.holds: object = None
         self.reset_optimizer()
+
+    @staticmethod
+    @abstractmethod
+    def build(
+        experiment: Experiment,
+        client: int | str,
+        in_channels: int,
+        num_classes: int,
+        projector: Projector | None = None,
+    ) -> nn.Module:
+        """Build the model of one client, or the server's first one (``client="server"``).
+
+        The weights depend on the seed and the client alone, whatever the algorithm.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, int]:
@@ -56,16 +84,35 @@ class Learner(ABC):
             penalty: Named terms of the federated algorithm, added to the learner's own loss.
         """
 
-    @abstractmethod
     def features(self) -> Forward:
         """Return one pass over the training samples in evaluation mode, without gradient."""
+        return self.forward().of(self.masks["train"])
 
     @abstractmethod
+    def forward(self) -> Forward:
+        """Return one pass over all samples in evaluation mode, without gradient."""
+
     def evaluate(self, predict: Predict) -> dict[str, float]:
         """Return validation and test metrics of every inference that ``predict`` names.
 
         The first inference named is the one that counts.
         """
+        out = self.forward()
+        predictions = predict(out)
+        val, test = self.masks["val"], self.masks["test"]
+        loss = F.cross_entropy(out.logits[test], self.y[test], reduction="sum")
+        first = next(iter(predictions.values()))
+        return {
+            "num-examples": int(test.sum()),
+            "val-examples": int(val.sum()),
+            "test-loss": float(loss) / max(int(test.sum()), 1),
+            "val-accuracy": accuracy(first[val], self.y[val]),
+            "accuracy": accuracy(first[test], self.y[test]),
+            **{
+                f"accuracy-{name}": accuracy(predicted[test], self.y[test])
+                for name, predicted in predictions.items()
+            },
+        }
 
     @abstractmethod
     def reset_optimizer(self) -> None:
@@ -106,3 +153,14 @@ class Learner(ABC):
             self.model.load_state_dict(dict(weights))
         except RuntimeError as error:
             raise ReplyError(f"received weights of another model: {error}") from None
+
+
+def optimizer_for(parameters: Any, train: Train) -> torch.optim.Optimizer:
+    """Return the optimiser that ``[train]`` asks for.
+
+    Args:
+        parameters: Parameters, or groups of them that may name their own step size.
+        train: The table.
+    """
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[train.optimizer]
+    return kind(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from torch_geometric.data import Data
+import torch
+from torch_geometric.data import Batch, Data
 
 from federation.experiment import DataTable, Experiment, Partition
 from federation.partition import (
@@ -21,7 +22,7 @@ from graphcl.datasets import (
     count_classes,
     digits_graph,
     load,
-    load_folder,
+    load_silos,
     split_nodes,
 )
 from graphcl.errors import ConfigError, PartitionError
@@ -36,11 +37,15 @@ class ClientGraphs:
         graphs: One graph per client, with ``train_mask``, ``val_mask`` and ``test_mask``.
         num_classes: Number of classes over all clients.
         report: Sizes, label skew, cut edges and homophily.
+        nodes: The nodes of the union of all graphs that each client holds.
+        whole: The graph that was divided, which has the cut edges; None where they came divided.
     """
 
     graphs: list[Data]
     num_classes: int
     report: PartitionReport
+    nodes: list[np.ndarray]
+    whole: Data | None
 
 
 def client_graphs(experiment: Experiment) -> ClientGraphs:
@@ -54,13 +59,46 @@ def client_graphs(experiment: Experiment) -> ClientGraphs:
     return _client_graphs(experiment.data, experiment.partition, experiment.run.seed)
 
 
+def graph_of(experiment: Experiment, client: int) -> Data:
+    """Return the graph that one client learns on: its own, or under ``pooled`` that of all.
+
+    The pooled graph is the whole one, cut edges included, or the disjoint union of graphs that
+    came divided. All clients' training nodes train; the client's own validate and test.
+    """
+    clients = client_graphs(experiment)
+    if experiment.strategy.name != "pooled":
+        return clients.graphs[client]
+    union = _union(experiment.data, experiment.partition, experiment.run.seed)
+    graph = Data(x=union.x, edge_index=union.edge_index, y=union.y, train_mask=union.train_mask)
+    nodes = torch.from_numpy(clients.nodes[client])
+    for split in ("val_mask", "test_mask"):
+        graph[split] = torch.zeros_like(union.train_mask)
+        graph[split][nodes] = clients.graphs[client][split]
+    return graph
+
+
+@lru_cache(maxsize=1)
+def _union(data: DataTable, partition: Partition, seed: int) -> Data:
+    """Return the graph of all clients' nodes, with their training nodes."""
+    clients = _client_graphs(data, partition, seed)
+    union: Data = Batch.from_data_list(clients.graphs) if clients.whole is None else clients.whole
+    train = torch.zeros(len(union.y), dtype=torch.bool)
+    for nodes, graph in zip(clients.nodes, clients.graphs, strict=True):
+        train[torch.from_numpy(nodes)] = graph.train_mask
+    return Data(x=union.x, edge_index=union.edge_index, y=union.y, train_mask=train)
+
+
 @lru_cache(maxsize=2)
 def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
-    graphs, report = (
-        _natural(data, partition)
-        if partition.scheme == "natural"
-        else _divide(data, partition, seed)
-    )
+    if partition.scheme == "natural":
+        graphs, whole = _natural(data, partition), None
+        report = natural_report(graphs)
+        ends = np.cumsum([len(graph.y) for graph in graphs])
+        nodes = np.split(np.arange(ends[-1]), ends[:-1])
+    else:
+        whole, nodes = _divide(data, partition, seed)
+        graphs = [subgraph(whole, part) for part in nodes]
+        report = partition_report(whole, nodes)
     num_classes = count_classes(graphs)
     if data.num_classes not in (0, num_classes):
         raise ConfigError(
@@ -72,21 +110,21 @@ def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGr
             graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", index)
         )
         graph.train_mask, graph.val_mask, graph.test_mask = masks
-    return ClientGraphs(graphs, num_classes, report)
+    return ClientGraphs(graphs, num_classes, report, nodes, whole)
 
 
-def _natural(data: DataTable, partition: Partition) -> tuple[list[Data], PartitionReport]:
-    if data.source in ("digits", "csbm") or data.source.endswith(".npz") or ":" in data.source:
+def _natural(data: DataTable, partition: Partition) -> list[Data]:
+    if data.source in ("digits", "csbm") or ":" in data.source:
         raise ConfigError(
-            f"partition.scheme: 'natural' takes one graph per client from a folder of .npz files, "
-            f"but data.source = '{data.source}' is one graph; name a folder, or choose dirichlet "
-            "or louvain"
+            f"partition.scheme: 'natural' takes one graph per client from a folder of .npz files "
+            f"or one file of several graphs, but data.source = '{data.source}' is one graph; name "
+            "a folder or such a file, or choose dirichlet or louvain"
         )
-    graphs = natural(load_folder(data.source, root=data.root or None), partition.clients)
-    return graphs, natural_report(graphs)
+    return natural(load_silos(data.source, root=data.root or None), partition.clients)
 
 
-def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[list[Data], PartitionReport]:
+def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[Data, list[np.ndarray]]:
+    """Return the whole graph, and the nodes of every client."""
     graph = _whole_graph(data, seed)
     num_nodes = int(graph.num_nodes)
     if partition.clients * partition.min_nodes > num_nodes:
@@ -107,7 +145,7 @@ def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[list[Data
     else:
         parts = louvain(graph.edge_index, num_nodes, partition.clients, seed=seed)
         _check_sizes(parts, partition.min_nodes)
-    return [subgraph(graph, part) for part in parts], partition_report(graph, parts)
+    return graph, parts
 
 
 def _whole_graph(data: DataTable, seed: int) -> Data:

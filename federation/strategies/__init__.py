@@ -4,6 +4,7 @@ from federation.strategies.base import Algorithm, Exchange, Facts
 from federation.strategies.feddbp import FEDDBP
 from federation.strategies.fedproto import FEDPROTO
 from federation.strategies.local import LOCAL
+from federation.strategies.pooled import POOLED
 from federation.strategies.weights import FEDAVG, FEDPROX
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -12,6 +13,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fedprox": FEDPROX,
     "fedproto": FEDPROTO,
     "feddbp": FEDDBP,
+    "pooled": POOLED,
 }
 
 __all__ = ["ALGORITHMS", "Algorithm", "Exchange", "Facts"]

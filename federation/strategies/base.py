@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from torch import Tensor, nn
+from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import Forward, Learner
+from federation.learners import Forward, Learner, Projector
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Exchange(ABC):
     """Client half of an algorithm: reads what came, shapes the loss, writes the reply.
 
     Attributes:
-        personal: Whether the model stays on the node from round to round.
+        personal: Whether the whole model, with its moments, stays on the node between rounds.
         projector: What the algorithm puts between encoder and head; built from its width.
     """
 
@@ -45,7 +45,20 @@ class Exchange(ABC):
         self.learner = learner
 
     @classmethod
-    def projector(cls, experiment: Experiment) -> Callable[[int], nn.Module] | None:
+    def keeps(cls, experiment: Experiment) -> bool:
+        """Say whether anything stays on the node from round to round."""
+        return cls.personal
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what stays on the node from round to round."""
+        return self.learner.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state`."""
+        self.learner.load_state(state)
+
+    @classmethod
+    def projector(cls, experiment: Experiment) -> Projector | None:
         """Return what builds the projector from the embedding's width, if there is one."""
         return None
 

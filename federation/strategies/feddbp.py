@@ -11,7 +11,7 @@ global mean (Fisher-weighted model merging); keeping a client's own value on the
 matter to it (FedDPA). This is not a reproduction.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners import Forward
+from federation.learners import Forward, Projector
 from federation.strategies.base import Algorithm, Facts
 from federation.strategies.fedproto import FedProtoExchange, alignment, first, nearest
 from federation.strategies.prototypes import (
@@ -100,7 +100,7 @@ class FedDBPExchange(FedProtoExchange):
     """
 
     @classmethod
-    def projector(cls, experiment: Experiment) -> Callable[[int], nn.Module]:
+    def projector(cls, experiment: Experiment) -> Projector:
         fuse = experiment.strategy.feddbp.fuse
         return lambda channels: DualBranchProjector(channels, fuse)
 

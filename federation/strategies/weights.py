@@ -1,33 +1,46 @@
 """FedAvg and FedProx: Flower's own server halves, and the client half they expect.
 
-FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Clients are stateless: every round starts
-from the server's weights with fresh optimiser moments, as in Flower's own examples.
+FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
+with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
+stays on its node, as the last layers do in FedPer (Arivazhagan et al., 2019); without any, clients
+are stateless.
 """
 
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners import Forward
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
-from graphcl.errors import ReplyError
+from graphcl.errors import ConfigError, ReplyError
 
 
 class WeightsExchange(Exchange):
     """Client half: load the weights, train, send them back.
 
-    Wire, both ways: ``arrays``, the model's state dict.
+    Wire, both ways: ``arrays``, the model's state dict without the personal weights.
     """
 
     personal = False
 
+    @classmethod
+    def keeps(cls, experiment: Experiment) -> bool:
+        return bool(experiment.strategy.personal_names)
+
+    def state(self) -> dict[str, Tensor]:
+        weights = self.learner.model.state_dict()
+        return {name: v for name, v in weights.items() if self.experiment.strategy.keeps(name)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load_weights({**self.learner.model.state_dict(), **state})
+
     def receive(self, content: RecordDict) -> None:
         self.received = to_tensors(content.array_records["arrays"])
-        self.learner.load_weights(self.received)
+        self.learner.load_weights({**self.state(), **self.received})
         self.learner.reset_optimizer()
         self.proximal_mu = float(content.config_records["config"].get("proximal-mu", 0.0))  # type: ignore[arg-type]
         if self.proximal_mu:
@@ -37,6 +50,7 @@ class WeightsExchange(Exchange):
             self._anchor = [
                 (parameter, anchor[name])
                 for name, parameter in self.learner.model.named_parameters()
+                if name in anchor
             ]
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
@@ -46,7 +60,38 @@ class WeightsExchange(Exchange):
         return {"proximal": self.proximal_mu / 2 * square}
 
     def reply(self) -> RecordDict:
-        return RecordDict({"arrays": to_arrays(self.learner.model.state_dict())})
+        return RecordDict(
+            {"arrays": to_arrays(shared_weights(self.learner.model, self.experiment))}
+        )
+
+
+def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
+    """Return the weights that cross the wire: all but the personal ones."""
+    weights = model.state_dict().items()
+    return {name: value for name, value in weights if not experiment.strategy.keeps(name)}
+
+
+def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
+    """Return the weights that the server begins with.
+
+    Raises:
+        ConfigError: If a personal name names no weight, or none is left to share.
+    """
+    names = list(model.state_dict())
+    for personal in experiment.strategy.personal_names:
+        if not any(name == personal or name.startswith(f"{personal}.") for name in names):
+            modules = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+            raise ConfigError(
+                f"strategy.personal_weights: '{personal}' names no weight of the model; it has "
+                f"{', '.join(modules)}"
+            )
+    shared = shared_weights(model, experiment)
+    if not shared:
+        raise ConfigError(
+            "strategy.personal_weights: no weight is left to share; name fewer, or compare with "
+            "'local'"
+        )
+    return shared
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:

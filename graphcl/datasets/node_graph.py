@@ -1,4 +1,4 @@
-"""The npz node-graph format: one file, one graph.
+"""The npz node-graph format: one file, one graph; or several, each under a prefix of its own.
 
 ======================  ==================  =====================================================
 key                     shape               content
@@ -17,6 +17,10 @@ key                     shape               content
 ======================  ==================  =====================================================
 
 Other keys are ignored.  Repeated edges are merged; self-loops stay as the file has them.
+
+A file of several graphs, one per client, holds the same keys as ``<name>_x``, ``<name>_edges``,
+``<name>_y`` and so on; every key that ends in ``_y`` names a graph.  Its sparse features may do
+without ``<name>_x_shape`` if ``num_features`` ``()`` holds the F that all graphs share.
 """
 
 import zipfile
@@ -34,7 +38,7 @@ from torch_geometric.utils import coalesce, to_undirected
 from graphcl.datasets.validation import MASKS, check_node_indices, validate
 from graphcl.errors import DataError
 
-__all__ = ["load_npz", "save_npz", "validate"]
+__all__ = ["load_npz", "load_npz_graphs", "save_npz", "validate"]
 
 _SPARSE = ("x_indices", "x_indptr", "x_shape")
 _UNREADABLE = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
@@ -55,8 +59,56 @@ def load_npz(path: str | Path, *, every_class: bool = True) -> Data:
     Raises:
         DataError: The file is missing or breaks a rule; pickled objects are never loaded.
     """
-    name = str(path)
-    arrays = _read(path)
+    arrays, files = read_arrays(path, _KEYS)
+    return _graph(arrays, files, str(path), every_class)
+
+
+def load_npz_graphs(path: str | Path) -> dict[str, Data]:
+    """Read all graphs of a file that holds several under prefixes (see the module).
+
+    A graph may lack a class that another one holds.
+
+    Returns:
+        The graphs by name, sorted; each as :func:`load_npz` returns it.
+
+    Raises:
+        DataError: The file is missing, holds no prefixed graph, or a graph breaks a rule.
+    """
+    _, files = read_arrays(path, ())
+    names = sorted(
+        file.removesuffix("_y") for file in files if file.endswith("_y") and file != "_y"
+    )
+    if not names:
+        raise DataError(
+            f"{path}: no graph under a prefix, such as A_x, A_edges, A_y and B_x, B_edges, B_y; "
+            f"the file has {', '.join(sorted(files)) or 'no keys'}"
+        )
+    shared, _ = read_arrays(path, ["num_features"])
+    graphs = {}
+    for name in names:
+        prefix = f"{name}_"
+        found, _ = read_arrays(path, [prefix + key for key in _KEYS])
+        arrays = {key.removeprefix(prefix): array for key, array in found.items()}
+        if "x_indptr" in arrays and "x_shape" not in arrays and shared:
+            arrays["x_shape"] = _shape(arrays["x_indptr"], shared["num_features"], str(path))
+        own = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
+        graphs[name] = _graph(arrays, own, f"{path}: graph {name}", every_class=False)
+    return graphs
+
+
+def _shape(indptr: np.ndarray, num_features: np.ndarray, name: str) -> np.ndarray:
+    if num_features.shape != () or num_features.dtype.kind not in "iu":
+        raise DataError(
+            f"{name}: num_features has shape {num_features.shape} and type {num_features.dtype}, "
+            "must be one integer"
+        )
+    return np.array([len(indptr) - 1, int(num_features)])
+
+
+def _graph(
+    arrays: Mapping[str, np.ndarray], files: list[str], name: str, every_class: bool
+) -> Data:
+    _check_keys(arrays, files, name)
     x = _features(arrays, name)
     data = Data(
         x=torch.from_numpy(x),
@@ -92,12 +144,6 @@ def save_npz(data: Data, path: str | Path) -> None:
             arrays[field] = data[field].cpu().numpy().T
     with open(path, "wb") as file:  # given a name, numpy would append a missing ".npz"
         np.savez_compressed(file, **arrays)
-
-
-def _read(path: str | Path) -> dict[str, np.ndarray]:
-    arrays, files = read_arrays(path, _KEYS)
-    _check_keys(arrays, files, str(path))
-    return arrays
 
 
 def read_arrays(path: str | Path, keys: Iterable[str]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch_geometric.data import Data
 
 from graphcl.datasets.digits import digits_graph
-from graphcl.datasets.node_graph import load_npz
+from graphcl.datasets.node_graph import load_npz, load_npz_graphs
 from graphcl.datasets.pyg import load_pyg
 from graphcl.datasets.validation import check_every_class
 from graphcl.errors import DataError
@@ -45,35 +45,41 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
     )
 
 
-def load_folder(path: str | Path, *, root: str | Path | None = None) -> list[Data]:
-    """Load every ``.npz`` file of a folder, one graph per client, sorted by file name.
+def load_silos(path: str | Path, *, root: str | Path | None = None) -> list[Data]:
+    """Load one graph per client: every ``.npz`` file of a folder, or every graph of one file.
 
-    A client may lack a class, but each class from 0 to the largest needs a node in some file; the
-    number of classes is :func:`count_classes` of the graphs.
+    They are sorted by the name of the file, or of the graph in the file (see
+    :mod:`graphcl.datasets.node_graph`). A client may lack a class, but each class from 0 to the
+    largest needs a node somewhere; the number of classes is :func:`count_classes` of the graphs.
 
     Args:
-        path: The folder, looked up as :func:`load` looks up a file.
+        path: The folder or file, looked up as :func:`load` looks up a file.
         root: See :func:`load`.
 
     Returns:
         The graphs, which share one number of features.
 
     Raises:
-        DataError: There is no file, a file breaks a rule, or the files do not agree.
+        DataError: There is no graph, one breaks a rule, or they do not agree.
     """
-    folder = locate(path, root)
+    place = locate(path, root)
+    graphs = load_npz_graphs(place) if place.is_file() else _load_folder(place)
+    first, *others = graphs
+    for name in others:
+        if graphs[name].num_features != graphs[first].num_features:
+            raise DataError(
+                f"{place}: x of {name} has {graphs[name].num_features} columns but that of {first} "
+                f"has {graphs[first].num_features}: clients must share one feature space"
+            )
+    check_every_class([graph.y for graph in graphs.values()], str(place))
+    return list(graphs.values())
+
+
+def _load_folder(folder: Path) -> dict[str, Data]:
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise DataError(f"{folder}: no .npz file: put one file per client in this folder")
-    graphs = [load_npz(file, every_class=False) for file in files]
-    for file, graph in zip(files, graphs, strict=True):
-        if graph.num_features != graphs[0].num_features:
-            raise DataError(
-                f"{file}: x has {graph.num_features} columns but {files[0].name} has "
-                f"{graphs[0].num_features}: clients must share one feature space"
-            )
-    check_every_class([graph.y for graph in graphs], str(folder))
-    return graphs
+    return {file.name: load_npz(file, every_class=False) for file in files}
 
 
 def count_classes(graphs: list[Data]) -> int:

@@ -68,7 +68,7 @@ Features = Tensor | SparseRows
 
 def sparse_if_worth(x: Tensor) -> Features:
     """Store features sparsely where that makes a linear map faster."""
-    density = float((x != 0).double().mean()) if x.numel() else 1.0
+    density = int(x.count_nonzero()) / x.numel() if x.numel() else 1.0
     return SparseRows.from_dense(x) if density <= MAX_DENSITY else x
 
 

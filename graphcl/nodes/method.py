@@ -137,6 +137,10 @@ class NodeMethod(nn.Module, ABC):
         """
         graph = self._prepared(data)
         self.eval()
+        return self.embedding(graph)
+
+    def embedding(self, graph: PreparedGraph) -> Tensor:
+        """Return what :meth:`embed` does, of a prepared graph, differentiable, in either mode."""
         z = self(graph.x, graph.operator)
         return F.normalize(z, dim=-1) * math.sqrt(z.size(-1))
 

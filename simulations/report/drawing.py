@@ -63,6 +63,7 @@ _LOOKS = (
     Look("#b8578f", "#e59cc4", "v", "\N{BLACK DOWN-POINTING TRIANGLE}"),
     Look("#d55e00", "#ff9042", "D", "\N{BLACK DIAMOND}"),
     Look("#0072b2", "#56b4e9", "o", "\N{BLACK CIRCLE}"),
+    Look("#55606e", "#aab4c0", "p", "\N{BLACK PENTAGON}"),
 )
 LOOKS = dict(zip(STRATEGIES, _LOOKS, strict=True))
 

@@ -220,7 +220,7 @@ class RunReading:
 
     def encoder(self, client: int) -> str:
         """Return the encoder of a client: the list is dealt out in turn."""
-        names = self.experiment.model.encoder_names
+        names = self.experiment.encoder_names
         return names[client % len(names)]
 
 
@@ -274,9 +274,9 @@ def _compared(directory: Path, experiment: Experiment) -> list[str]:
 
 
 def _absent(name: str, experiment: Experiment) -> Absent:
-    encoders = list(dict.fromkeys(experiment.model.encoder_names))
-    if name in WEIGHT_STRATEGIES and len(encoders) > 1:
-        reason = f"averaging weights needs alike models, and the clients hold {', '.join(encoders)}"
+    if name in WEIGHT_STRATEGIES and experiment.unlike_models:
+        encoders = ", ".join(dict.fromkeys(experiment.encoder_names))
+        reason = f"one model for all needs alike clients, and they hold {encoders}"
         return Absent(name, "not run", reason)
     return Absent(name, "not finished")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from federation.experiment import (
+    PROTOTYPE_STRATEGIES,
     STRATEGIES,
     WEIGHT_STRATEGIES,
     Experiment,
@@ -16,6 +17,7 @@ from federation.experiment import (
 )
 from federation.learners.graphs import client_graphs
 from federation.strategies import ALGORITHMS
+from federation.strategies.fedproto import FedProtoExchange
 from graphcl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +142,7 @@ def test_dotted_key_below_a_value_is_refused(tmp_path, overrides):
 @pytest.mark.parametrize("name", WEIGHT_STRATEGIES)
 def test_unlike_models_cannot_be_averaged(tmp_path, name):
     line = complaint(tmp_path, f"[model]\nencoders='gcn, gat'\n[strategy]\nname='{name}'")
-    assert line.startswith(f"strategy.name: '{name}' averages weights")
+    assert line.startswith(f"strategy.name: '{name}' has one model for all")
     assert "model.encoders" in line
     assert "fedproto" in line
     same = {"model.encoders": "gcn, gcn", "strategy.name": name}
@@ -280,6 +282,11 @@ def unlike_defaults() -> dict:
         "simulation.engine": "local",
         "simulation.address": "auto",
         "data.num_classes": 7,
+        "task.name": "pretrain",
+        "simulation.gpus_per_client": 0.0,
+        "pretrain.method": "grace",
+        "pretrain.aspect.policy": "global",
+        "strategy.personal_weights": "encoder.policy, head",
     }
 
 
@@ -289,7 +296,8 @@ def test_every_key_survives_flat_and_toml(tmp_path):
     flat = experiment.flat()
     assert set(flat) == set(known_keys())
     assert flat == changed
-    assert all(flat[key] != default for key, default, _ in describe_keys())
+    kept = {key for key, default, _ in describe_keys() if flat[key] == default}
+    assert kept == {"simulation.gpus_per_client"}  # pre-training has the CPU only
     assert all(isinstance(value, bool | int | float | str) for value in flat.values())
     assert Experiment.from_flat(flat) == experiment
     file = tmp_path / "again.toml"
@@ -319,7 +327,7 @@ def test_override_changes_the_named_keys_and_nothing_else():
 def test_shipped_experiments_validate(file):
     experiment = load_experiment(file)
     for name in filter(None, experiment.run.compare.split(", ")):
-        if name not in WEIGHT_STRATEGIES or len(set(experiment.model.encoder_names)) == 1:
+        if name not in WEIGHT_STRATEGIES or not experiment.unlike_models:
             assert experiment.override({"strategy.name": name}).strategy.name == name
 
 
@@ -353,4 +361,8 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    assert personal == set(STRATEGIES) - set(WEIGHT_STRATEGIES)
+    assert personal == set(STRATEGIES) - {"fedavg", "fedprox"}
+    supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
+    assert supervised == set(PROTOTYPE_STRATEGIES)
+    one_model = {n for n, a in ALGORITHMS.items() if a.sends == ("arrays",)}
+    assert one_model == set(WEIGHT_STRATEGIES)

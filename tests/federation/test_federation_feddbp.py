@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from federation.learners import Forward
-from federation.learners.nodes import build_classifier
+from federation.learners import Forward, NodeLearner
 from federation.records import to_tensors
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.feddbp import (
@@ -333,7 +332,7 @@ def test_unlike_encoders_share_prototypes_and_no_weight_leaves_a_client(tiny, st
     grid = staged(experiment)
     grid.serve()
     weights = [
-        {tuple(p.shape) for p in build_classifier(experiment, c, 5, 3).state_dict().values()}
+        {tuple(p.shape) for p in NodeLearner.build(experiment, c, 5, 3).state_dict().values()}
         for c in range(3)
     ]
     assert weights[0] != weights[1] != weights[2]

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from federation import run_directory
+from federation.experiment import WEIGHT_STRATEGIES
 from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS
 from graphcl.errors import FederationError
@@ -104,7 +105,7 @@ def test_killed_run_goes_on_to_the_same_end(
 def test_unlike_encoders_and_sgd_without_moments_resume_too(
     tiny, tmp_path, monkeypatch, summary_of, new_process, name
 ):
-    encoders = "gcn" if name.startswith("feda") or name == "fedprox" else "sage, gat, mlp"
+    encoders = "gcn" if name in WEIGHT_STRATEGIES else "sage, gat, mlp"
     keys = {"run.rounds": ROUNDS, "train.optimizer": "sgd", "model.encoders": encoders}
     LocalGrid(tiny(name, tmp_path / "whole", **keys)).serve()
     new_process()
@@ -152,5 +153,5 @@ def test_models_that_the_carrier_kept_to_itself_cannot_be_resumed(tiny, tmp_path
         patch.delattr(LocalGrid, "take_client_states")
         patch.setattr(LocalGrid, "__abstractmethods__", frozenset())
         LocalGrid(experiment).serve()
-    with pytest.raises(FederationError, match="keeps models on the clients"):
+    with pytest.raises(FederationError, match="keeps weights on the clients"):
         LocalGrid(experiment).serve()

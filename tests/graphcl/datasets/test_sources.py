@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from graphcl.datasets import count_classes, load, load_folder, save_npz
+from graphcl.datasets import count_classes, load, load_silos, save_npz
 from graphcl.errors import DataError
 
 
@@ -64,7 +64,7 @@ def test_folder_is_one_graph_per_client_sorted_by_name(places):
     _, data, _ = places
     write(data / "silos" / "b.npz", y=(0, 2, 2), value=2.0)
     write(data / "silos" / "a.npz", y=(1, 1), value=1.0)
-    graphs = load_folder("silos")
+    graphs = load_silos("silos")
     assert [graph.x[0, 0].item() for graph in graphs] == [1, 2]
     assert count_classes(graphs) == 3
 
@@ -72,13 +72,13 @@ def test_folder_is_one_graph_per_client_sorted_by_name(places):
 def test_folder_must_agree(places):
     here, _, _ = places
     with pytest.raises(DataError, match=r"no \.npz file"):
-        load_folder(here)
+        load_silos(here)
     write(here / "a.npz", y=(0, 3))
     write(here / "b.npz", y=(1, 1))
     with pytest.raises(DataError, match="no node has class 2:"):
-        load_folder(here)
+        load_silos(here)
     write(here / "b.npz", y=(1, 2), num_features=5)
-    with pytest.raises(DataError, match=r"b\.npz: x has 5 columns but a\.npz has 2"):
-        load_folder(here)
+    with pytest.raises(DataError, match=r"x of b\.npz has 5 columns but that of a\.npz has 2"):
+        load_silos(here)
     with pytest.raises(DataError, match="not found"):
-        load_folder("absent")
+        load_silos("absent")

@@ -54,7 +54,7 @@ def test_every_strategy_has_a_row(family):
     ]
     assert family.row("local")[-1] == "local-digest"
     assert family.row("fedavg")[1] == (
-        "not run: averaging weights needs alike models, and the clients hold gcn, sage"
+        "not run: one model for all needs alike clients, and they hold gcn, sage"
     )
 
 

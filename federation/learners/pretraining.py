@@ -1,0 +1,173 @@
+"""The learner for label-free node embeddings on one client's graph.
+
+What is trained is a method of :mod:`graphcl.nodes`; labels serve a linear probe alone. The probe is
+no part of the model: wherever it is needed (predictions, FedDBP's Fisher information) it is fitted
+anew to the frozen embedding of the client's training nodes, by L-BFGS from zero. So it never
+crosses the wire, is never stored, always belongs to the encoder at hand, and is the same on every
+carrier and after a resume.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from federation.experiment import PROTOTYPE_STRATEGIES, Experiment
+from federation.learners.base import Forward, Learner, Penalty, Projector, optimizer_for
+from federation.learners.graphs import client_graphs, graph_of
+from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
+from graphcl.nodes.method import PreparedGraph, prepare
+from graphcl.training import derive_seed, fit
+
+_PROBE_STEPS = 40  # of L-BFGS; more changed the cross-entropy in its third digit
+
+
+class PretrainingModel(nn.Module):
+    """A label-free method and, behind it, the projector of the algorithm.
+
+    Args:
+        encoder: With its layers built.
+        projector: Maps an embedding to one of the same width; the identity by default.
+    """
+
+    def __init__(self, encoder: NodeMethod, projector: nn.Module | None = None):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Identity() if projector is None else projector
+
+    def forward(self, graph: PreparedGraph) -> Tensor:
+        """Embed every node, ``[num_nodes, embedding_channels]``."""
+        out: Tensor = self.projector(self.encoder.embedding(graph))
+        return out
+
+
+class PretrainingLearner(Learner):
+    """Full-graph training without labels.
+
+    Labels reach the encoder only through the penalty of a prototype algorithm, which compares the
+    embeddings of labelled nodes with prototypes. Under the others the penalty is given no sample,
+    and a client weighs as many samples as it has nodes.
+
+    Args:
+        experiment: The whole experiment.
+        partition: Which client this is.
+        projector: Put behind the encoder, if the algorithm has one.
+    """
+
+    model: PretrainingModel
+
+    def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
+        self.config = experiment
+        data = graph_of(experiment, partition)
+        self.graph = prepare(data)
+        self.num_classes = client_graphs(experiment).num_classes
+        self.embedding_channels = experiment.model.embedding_channels
+        self.supervised = experiment.strategy.name in PROTOTYPE_STRATEGIES
+        model = self.build(experiment, partition, data.num_features, self.num_classes, projector)
+        head = nn.Linear(self.embedding_channels, self.num_classes)
+        super().__init__(model, head, data, torch.device("cpu"))
+
+    def facts(self) -> dict[str, int]:
+        labelled = int(self.masks["train"].sum())
+        return {
+            "num-examples": labelled if self.supervised else len(self.y),
+            "in-channels": self.graph.x.size(1),
+            "num-classes": self.num_classes,
+        }
+
+    def reset_optimizer(self) -> None:
+        projector = list(self.model.projector.parameters())
+        groups = [*self.model.encoder.parameter_groups(), {"params": projector}]
+        self.optimizer = optimizer_for(groups, self.config.train)
+
+    def fit(self, penalty: Penalty) -> dict[str, float]:
+        encoder = self.model.encoder
+
+        def loss(graph: PreparedGraph) -> dict[str, Tensor]:
+            return {**encoder.loss(graph), **penalty(self._labelled(graph))}
+
+        self.model.train()
+        return fit(
+            loss,
+            [self.graph],
+            self.optimizer,
+            epochs=self.config.train.epochs,
+            on_epoch=lambda *_: encoder.after_epoch(),
+        )
+
+    def _labelled(self, graph: PreparedGraph) -> Forward:
+        """Return what the algorithm may see of the samples with labels."""
+        train = self.masks["train"] & self.supervised
+        width = self.embedding_channels
+        embedding = self.model(graph)[train] if self.supervised else torch.empty(0, width)
+        # No logits: the probe has no part in training.
+        return Forward(embedding, torch.zeros(len(embedding), self.num_classes), self.y[train])
+
+    @torch.no_grad()
+    def forward(self) -> Forward:
+        self.model.eval()
+        embedding = self.model(self.graph)
+        train = self.masks["train"]
+        fit_probe(self.head, embedding[train], self.y[train], self.config.pretrain.probe_decay)
+        return Forward(embedding, self.head(embedding), self.y)
+
+    @staticmethod
+    def build(
+        experiment: Experiment,
+        client: int | str,
+        in_channels: int,
+        num_classes: int,
+        projector: Projector | None = None,
+    ) -> PretrainingModel:
+        width = experiment.model.embedding_channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+            encoder = _method(experiment)
+            encoder.build(in_channels)
+            return PretrainingModel(encoder, None if projector is None else projector(width))
+
+
+def _method(experiment: Experiment) -> NodeMethod:
+    table = experiment.pretrain
+    shared: dict[str, Any] = {
+        "hidden_channels": experiment.model.embedding_channels,
+        "drop_features": table.drop_features,
+        "drop_edges": table.drop_edges,
+        "temperature": table.temperature,
+        "num_anchors": table.num_anchors,
+    }
+    if table.method == "grace":
+        return GRACE(GRACEConfig(**shared))
+    return ASPECT(ASPECTConfig(**shared, **table.aspect.model_dump()))
+
+
+@torch.enable_grad()
+def fit_probe(head: nn.Linear, embedding: Tensor, y: Tensor, decay: float) -> None:
+    """Fit a linear layer to frozen embeddings: multinomial logistic regression.
+
+    The problem is convex and starts from zero, so that the result is a function of the samples.
+
+    Shapes:
+        embedding: ``[num_samples, channels]``; y: ``[num_samples]``.
+
+    Args:
+        head: Changed in place.
+        embedding: No gradient reaches it.
+        y: Class ids.
+        decay: Weight of half the squared weights beside the mean cross-entropy.
+    """
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = decay / 2 * head.weight.square().sum()
+        loss = F.cross_entropy(head(embedding.detach()), y) + penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
