@@ -15,6 +15,7 @@ _EVALUATED = {
     "test-loss": "num-examples",
     "accuracy-head": "num-examples",
     "accuracy-prototype": "num-examples",
+    "roc-auc": "num-examples",
 }
 
 
@@ -114,7 +115,7 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
             "final_test_accuracy": evaluated[-1]["accuracy"],
             "worst_client_accuracy": min(clients, default=0.0),
         }
-        for name in ("accuracy_head", "accuracy_prototype"):
+        for name in ("accuracy_head", "accuracy_prototype", "roc_auc"):
             if name in best:
                 summary[f"test_{name}"] = best[name]
     return summary

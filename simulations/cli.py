@@ -1,5 +1,6 @@
 """The command line: ``graphcl run``, ``report``, ``probe`` and ``keys``."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -234,18 +235,27 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
+    binary = any("test_roc_auc" in (outcome.summary or {}) for outcome in outcomes)
     table.add_column("strategy")
-    for name in ("accuracy", "worst client", "best round", "MB sent", "seconds"):
+    for name in (
+        "accuracy",
+        *(["ROC AUC"] if binary else []),
+        "worst client",
+        "best round",
+        "MB sent",
+        "seconds",
+    ):
         table.add_column(name, justify="right")
     table.add_column("digest", no_wrap=True)
     for outcome in outcomes:
         summary = outcome.summary
         if summary is None or "test_accuracy" not in summary:
-            table.add_row(outcome.strategy, "-", "-", "-", "-", "-", "-")
+            table.add_row(outcome.strategy, *["-"] * (len(table.columns) - 1))
             continue
         table.add_row(
             outcome.strategy,
             f"{summary['test_accuracy']:.4f}",
+            *([f"{summary.get('test_roc_auc', math.nan):.4f}"] if binary else []),
             f"{summary['worst_client_accuracy']:.4f}",
             str(summary["best_round"]),
             f"{(summary['bytes_up'] + summary['bytes_down']) / 1e6:.2f}",

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from federation.experiment import Experiment, Train
 from graphcl.errors import ReplyError
-from graphcl.metrics import accuracy
+from graphcl.metrics import accuracy, roc_auc
 
 
 class Forward(NamedTuple):
@@ -95,13 +95,16 @@ class Learner(ABC):
     def evaluate(self, predict: Predict) -> dict[str, float]:
         """Return validation and test metrics of every inference that ``predict`` names.
 
-        The first inference named is the one that counts.
+        The first inference named is the one that counts. With two classes, the area under the ROC
+        curve is that of the head.
         """
         out = self.forward()
         predictions = predict(out)
         val, test = self.masks["val"], self.masks["test"]
         loss = F.cross_entropy(out.logits[test], self.y[test], reduction="sum")
         first = next(iter(predictions.values()))
+        tested = out.of(test)
+        binary = out.logits.size(1) == 2 and len(tested.y.unique()) == 2
         return {
             "num-examples": int(test.sum()),
             "val-examples": int(val.sum()),
@@ -112,6 +115,7 @@ class Learner(ABC):
                 f"accuracy-{name}": accuracy(predicted[test], self.y[test])
                 for name, predicted in predictions.items()
             },
+            **({"roc-auc": roc_auc(tested.logits.diff().flatten(), tested.y)} if binary else {}),
         }
 
     @abstractmethod

@@ -1,5 +1,5 @@
 """The one place where a metric is defined."""
 
-from graphcl.metrics.classification import accuracy
+from graphcl.metrics.classification import accuracy, roc_auc
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "roc_auc"]

@@ -1,5 +1,6 @@
 """Sources are found where the documentation says, and folders hold one graph per client."""
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -82,3 +83,56 @@ def test_folder_must_agree(places):
         load_silos(here)
     with pytest.raises(DataError, match="not found"):
         load_silos("absent")
+
+
+def several(path, **changed):
+    """Write two graphs into one file: A of three nodes, sparse, and B of two, sparse."""
+    arrays = {
+        "A_edges": np.array([[0, 1], [1, 2]]),
+        "A_y": np.array([0, 1, 2]),
+        "A_x_indices": np.array([3, 0, 1]),
+        "A_x_indptr": np.array([0, 1, 3, 3]),
+        "B_b_edges": np.array([[0, 1]]),
+        "B_b_y": np.array([1, 1]),
+        "B_b_x_indices": np.array([4]),
+        "B_b_x_indptr": np.array([0, 0, 1]),
+        "num_features": np.array(5),
+    } | changed
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_one_file_may_hold_several_graphs_under_prefixes(tmp_path):
+    first, second = load_silos(several(tmp_path / "s.npz"))
+    assert first.x.tolist() == [[0, 0, 0, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert first.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
+    assert first.y.tolist() == [0, 1, 2]
+    assert second.x.shape == (2, 5)
+    assert second.y.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"A_edges": None}, r"s\.npz: graph A: missing keys: edges .*the file has x_indices"),
+        ({"num_features": None}, r"graph A: missing keys: x_shape"),
+        ({"num_features": np.array([5])}, r"num_features has shape \(1,\)"),
+        ({"num_features": np.array(4)}, r"graph B_b: x_indices\[0\] is 4"),
+        ({"num_features": np.array(2.0)}, "must be one integer"),
+        ({"A_edges": np.array([[0, 7]])}, r"graph A: edges\[0, 1\] is 7"),
+        ({"A_y": np.array([0, 1])}, "graph A: y has 2 entries for the 3 rows"),
+        ({"A_y": np.array([0, 1, 4])}, r"s\.npz: unlabelled classes: .* no node has class 2, 3"),
+        ({"B_b_x_shape": np.array([2, 9])}, "x of B_b has 9 columns but that of A has 5"),
+        ({"B_b_x_indptr": np.array([0, 1])}, "graph B_b"),
+    ],
+)
+def test_a_wrong_graph_among_several_is_named(tmp_path, changed, message):
+    with pytest.raises(DataError, match=message):
+        load_silos(several(tmp_path / "s.npz", **changed))
+
+
+def test_a_file_of_one_graph_is_no_file_of_several(places):
+    here, _, _ = places
+    write(here / "one.npz")
+    with pytest.raises(DataError, match=r"one\.npz: no graph under a prefix.*has edges, x"):
+        load_silos("one.npz")

@@ -21,6 +21,12 @@ from simulations.carriers.ray import RayCarrier, RayGrid
 
 UNLIKE = {"model.encoders": "gcn, sage, gat", "strategy.name": "feddbp"}
 ALIKE = {"model.encoders": "gcn", "strategy.name": "fedavg", "strategy.fraction": 0.5}
+PRETRAIN = {
+    **ALIKE,
+    "task.name": "pretrain",
+    "pretrain.aspect.order": 3,
+    "strategy.personal_weights": "encoder.policy",
+}
 
 
 def figures(experiment: Experiment) -> dict[str, object]:
@@ -39,7 +45,9 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
         yield started
 
 
-@pytest.mark.parametrize("strategy", [UNLIKE, ALIKE], ids=["feddbp", "fedavg"])
+@pytest.mark.parametrize(
+    "strategy", [UNLIKE, ALIKE, PRETRAIN], ids=["feddbp", "fedavg", "pretrain"]
+)
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
     experiment = tiny(strategy, folder="ray")
