@@ -237,14 +237,8 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
     )
     binary = any("test_roc_auc" in (outcome.summary or {}) for outcome in outcomes)
     table.add_column("strategy")
-    for name in (
-        "accuracy",
-        *(["ROC AUC"] if binary else []),
-        "worst client",
-        "best round",
-        "MB sent",
-        "seconds",
-    ):
+    scores = ("accuracy", "ROC AUC") if binary else ("accuracy",)
+    for name in (*scores, "worst client", "best round", "MB sent", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("digest", no_wrap=True)
     for outcome in outcomes:

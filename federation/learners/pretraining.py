@@ -4,7 +4,10 @@ What is trained is a method of :mod:`graphcl.nodes`; labels serve a linear probe
 no part of the model: wherever it is needed (predictions, FedDBP's Fisher information) it is fitted
 anew to the frozen embedding of the client's training nodes, by L-BFGS from zero. So it never
 crosses the wire, is never stored, always belongs to the encoder at hand, and is the same on every
-carrier and after a resume.
+carrier and after a resume. Its penalty is a key and validation nodes decide nothing about it, where
+:func:`graphcl.nodes.linear_probe` lets them choose the epoch: on embeddings after local training on
+Cora's ten communities it reached .797 of the test nodes where that reached .776, on Twitch's six
+countries .646 and .657.
 """
 
 from typing import Any
@@ -98,11 +101,13 @@ class PretrainingLearner(Learner):
 
     def _labelled(self, graph: PreparedGraph) -> Forward:
         """Return what the algorithm may see of the samples with labels."""
-        train = self.masks["train"] & self.supervised
-        width = self.embedding_channels
-        embedding = self.model(graph)[train] if self.supervised else torch.empty(0, width)
+        if self.supervised:
+            train = self.masks["train"]
+            embedding, y = self.model(graph)[train], self.y[train]
+        else:
+            embedding, y = torch.empty(0, self.embedding_channels), self.y[:0]
         # No logits: the probe has no part in training.
-        return Forward(embedding, torch.zeros(len(embedding), self.num_classes), self.y[train])
+        return Forward(embedding, torch.zeros(len(y), self.num_classes), y)
 
     @torch.no_grad()
     def forward(self) -> Forward:
