@@ -148,19 +148,17 @@ def probe(
     overrides = _overrides(set_ or [], None, None)
     experiments = [load_probe(path, overrides) for path in paths]
     if method:
+        names = [(path, e.probe.name) for path, e in zip(paths, experiments, strict=True)]
         experiments = [
             load_probe(
-                path,
-                {
-                    **overrides,
-                    "probe.method": name,
-                    "probe.name": f"{experiment.probe.name}-{name}",
-                },
+                path, {**overrides, "probe.method": chosen, "probe.name": f"{name}-{chosen}"}
             )
-            for path, experiment in zip(paths, experiments, strict=True)
-            for name in method
+            for path, name in names
+            for chosen in method
         ]
     if perturb is not None:
+        if leaking:
+            raise ConfigError("--perturb has no leaking column; drop --leaking")
         _probe_perturbed(experiments, perturb, perturb_seeds, out)
         return
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))

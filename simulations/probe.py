@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -55,16 +55,14 @@ class ProbeExperiment(Table):
 
     probe: ProbeTable = ProbeTable()
     aspect: ASPECTConfig = ASPECTConfig()
-    aspect_s: ASPECTSConfig = ASPECTSConfig()
+    aspect_s: ASPECTSConfig = Field(default_factory=dict, validate_default=True)
     grace: GRACEConfig = GRACEConfig()
 
-    @model_validator(mode="before")
+    @field_validator("aspect_s", mode="before")
     @classmethod
-    def _inherit(cls, tables: Any) -> Any:
-        base, own = (tables.get(name, {}) for name in ("aspect", "aspect_s"))
-        if isinstance(base, dict) and isinstance(own, dict):
-            return {**tables, "aspect_s": {**base, **own}}
-        return tables
+    def _inherit(cls, own: Any, info: ValidationInfo) -> Any:
+        aspect = info.data.get("aspect")  # missing where it is invalid, which is said already
+        return {**asdict(aspect), **own} if aspect and isinstance(own, dict) else own
 
 
 @dataclass(frozen=True)

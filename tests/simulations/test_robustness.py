@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from graphcl.datasets import contextual_sbm, save_npz
+from graphcl.errors import ConfigError
 from graphcl.nodes import ASPECT, linear_probe
 from graphcl.spectral import random_perturbation
 from simulations.probe import ProbeExperiment, load_graph, load_probe
@@ -98,6 +99,10 @@ def test_aspect_s_takes_from_aspect_what_it_leaves_open(tmp_path) -> None:
     config = load_probe(path).aspect_s
     assert (config.epochs, config.order, config.edge_budget) == (7, 4, 0.2)
     assert load_probe(path, {"aspect_s.epochs": 9}).aspect_s.epochs == 9
+    with pytest.raises(ConfigError) as refused:
+        load_probe(path, {"aspect.ordr": 3})
+    assert "aspect.ordr" in str(refused.value)
+    assert "aspect_s." not in str(refused.value)  # a mistake is told once
 
 
 def test_several_methods_without_perturbation_do_not_overwrite_each_other(
@@ -114,6 +119,12 @@ def test_a_mistaken_share_is_one_message(graphcl, text) -> None:
     code, out = graphcl("probe", "small.toml", "--perturb", text)
     assert code == 2
     assert "write shares above 0 and up to 1" in out
+
+
+def test_leaking_is_refused_where_it_has_no_column(graphcl) -> None:
+    code, out = graphcl("probe", "small.toml", "--perturb", "0.1", "--leaking")
+    assert code == 2
+    assert "drop --leaking" in out
 
 
 def test_shares_are_read_in_order() -> None:
