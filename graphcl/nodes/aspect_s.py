@@ -3,10 +3,9 @@
 Li, Yang, Chen, arXiv 2604.01878, 2026. From the abstract and a digest of the paper: an optional
 extension; perturbations of structure and features, found by projected gradient steps with the
 Rayleigh quotient as a bias of the search; empirical sensitivities per channel that the policy
-weighs. Completed by us: variables, budgets and the attack on a sampled subgraph (after ARIEL, WWW
-2022), sampled hop by hop and not uniformly, so that it keeps its edges; the bound on features in
-units of their standard deviation, the sensitivity by the cosine, how it enters the policy's target,
-and the adversarial term of the loss. This is not a reproduction.
+weighs. Completed by us: variables, budgets and the sampled subgraph (after ARIEL, WWW 2022), the
+bound on features in units of their standard deviation, the sensitivity by the cosine, how it
+enters the policy's target, and the adversarial term of the loss. This is not a reproduction.
 """
 
 from collections.abc import Iterator
@@ -116,9 +115,9 @@ class ASPECTS(ASPECT):
         )
 
     def attack(self, graph: PreparedGraph) -> AttackedNodes:
-        """Attack a fresh part of a graph; weights and mode of the method stay."""
+        """Attack a fresh sample of a graph's nodes; weights and mode of the method stay."""
         config = self.config
-        nodes = graph.pattern.sample_neighbourhood(config.attacked_nodes)
+        nodes = torch.randperm(len(graph.x))[: config.attacked_nodes]
         adjacency, x = graph.pattern.induced_adjacency(nodes), rows(graph.x, nodes)
         with _evaluating(self):
             with torch.no_grad():

@@ -116,38 +116,6 @@ class EdgePattern:
         crow, scale = _rows(row, self.num_nodes, dtype)
         return SymmetricOperator(crow, col, -scale[row] * scale[col])
 
-    def sample_neighbourhood(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return ``count`` nodes around a random one, hop by hop, so that they keep their edges.
-
-        Of the last hop a random part is taken; where a component ends, another random node goes
-        on. (A uniform sample of a sparse graph has hardly an edge inside.)
-
-        Shapes:
-            Returns ``[min(count, num_nodes)]``, distinct, in random order.
-
-        Args:
-            count: At least 1.
-            generator: Source of randomness.
-
-        Example:
-            >>> pattern = EdgePattern(torch.tensor([[0, 2], [1, 3]]), num_nodes=4)
-            >>> pattern.induced_adjacency(pattern.sample_neighbourhood(2)).sum()
-            tensor(2.)
-        """
-        order = torch.randperm(self.num_nodes, generator=generator).to(self.device)
-        if count >= self.num_nodes:
-            return order
-        low, high = self.edge_index
-        reached = torch.zeros(self.num_nodes, dtype=torch.bool, device=self.device)
-        while (missing := count - int(reached.sum())) > 0:
-            fresh = torch.zeros_like(reached)
-            fresh[high[reached[low]]] = True
-            fresh[low[reached[high]]] = True
-            fresh &= ~reached
-            waiting = order[fresh[order]] if fresh.any() else order[~reached[order]][:1]
-            reached[waiting[:missing]] = True
-        return order[reached[order]]
-
     def induced_adjacency(self, nodes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dense adjacency among some nodes, 0 or 1.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -287,21 +286,3 @@ def test_bad_input_is_refused() -> None:
             find_attack(objective, adjacency, x, **setting)  # type: ignore[arg-type]
     with pytest.raises(GraphCLError, match="filter_polynomial: x has shape"):
         filter_polynomial(torch.eye(3), torch.ones(4, 2), torch.ones(2))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(0, 60), st.integers(1, 35), st.integers(0, 1000))
-def test_a_sampled_neighbourhood_is_connected_where_the_graph_is(
-    n: int, e: int, count: int, seed: int
-) -> None:
-    pattern = EdgePattern(random_edges(n, e, seed), n)
-    nodes = pattern.sample_neighbourhood(count, torch.Generator().manual_seed(seed))
-    assert len(nodes) == len(set(nodes.tolist())) == min(count, n)
-    whole, part = (
-        nx.from_numpy_array(pattern.induced_adjacency(of).numpy())
-        for of in (torch.arange(n), nodes)
-    )
-    # Every component is used up before the next begins, so at most one is taken in part.
-    touched = {frozenset(nx.node_connected_component(whole, int(node))) for node in nodes}
-    assert nx.number_connected_components(part) == len(touched)
-    assert sum(not component <= set(nodes.tolist()) for component in touched) <= 1
