@@ -2,8 +2,9 @@
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -17,6 +18,9 @@ from federation.learners.graphs import ClientGraphs
 from graphcl.errors import ConfigError, GraphCLError
 from simulations.progress import COLUMNS, watch
 from simulations.run import Outcome, execute, prepare
+
+if TYPE_CHECKING:
+    from simulations.probe import ProbeExperiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,6 +109,21 @@ def probe(
             help="Also show the best test epoch among validation ties, as some tables do."
         ),
     ] = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="aspect, aspect_s or grace; overrides probe.method, several compare."),
+    ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Show what is lost where this share of edges is flipped and of each feature's "
+            "deviation is noise, e.g. 0.1,0.2,0.3.",
+        ),
+    ] = None,
+    perturb_seeds: Annotated[
+        int, typer.Option(min=1, help="Perturbed graphs per share of --perturb.")
+    ] = 3,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
@@ -119,13 +138,30 @@ def probe(
     For example:
 
       graphcl probe configs/nodes/aspect_cora.toml
+
+      graphcl probe configs/nodes/aspect_texas.toml --method aspect --method aspect_s --perturb 0.1
     """
     from simulations.probe import load_probe, run_probe, write_result
 
     paths = sorted(Path("configs/nodes").glob("aspect_*.toml")) if all_ else configs
     if not paths:
         raise ConfigError("name a probe file, or --all in a folder that holds configs/nodes")
-    experiments = [load_probe(path, _overrides(set_ or [], None, None)) for path in paths]
+    overrides = _overrides(set_ or [], None, None)
+    experiments = [load_probe(path, overrides) for path in paths]
+    if method:
+        names = [(path, e.probe.name) for path, e in zip(paths, experiments, strict=True)]
+        experiments = [
+            load_probe(
+                path, {**overrides, "probe.method": chosen, "probe.name": f"{name}-{chosen}"}
+            )
+            for path, name in names
+            for chosen in method
+        ]
+    if perturb is not None:
+        if leaking:
+            raise ConfigError("--perturb has no leaking column; drop --leaking")
+        _probe_perturbed(experiments, perturb, perturb_seeds, out)
+        return
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("probe", no_wrap=True)
     for name in ("splits", "accuracy %", "untrained %"):
@@ -226,6 +262,29 @@ def _print_plan(experiment: Experiment, clients: ClientGraphs, directory: Path) 
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )
+
+
+def _probe_perturbed(
+    experiments: list["ProbeExperiment"], perturb: str, seeds: int, out: Path
+) -> None:
+    from simulations.robustness import (
+        parse_ratios,
+        robustness_table,
+        run_robustness,
+        write_robustness,
+    )
+
+    ratios = parse_ratios(perturb)
+    results = []
+    for experiment in experiments:
+        with Progress(*COLUMNS, console=_console) as progress:
+            total = 1 + len(ratios) * seeds
+            task = progress.add_task(experiment.probe.name, total=total, figures="")
+            found = run_robustness(experiment, ratios, seeds, partial(progress.advance, task))
+        write_robustness(found, out)
+        results.append(found)
+    _console.print(robustness_table(results))
+    _say(f"Results: [bold]{escape(str(out))}[/bold]")
 
 
 def _print_outcomes(outcomes: list[Outcome]) -> None:

@@ -1,14 +1,16 @@
 """Evaluate label-free node methods: pre-train on a graph, freeze, probe linearly over splits."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
+from torch_geometric.data import Data
 
 from federation.experiment import Scalar, Table, explain, flatten, key, read_toml
 from graphcl.datasets import load
@@ -17,8 +19,10 @@ from graphcl.datasets.sources import locate
 from graphcl.errors import ConfigError
 from graphcl.nodes import (
     ASPECT,
+    ASPECTS,
     GRACE,
     ASPECTConfig,
+    ASPECTSConfig,
     GRACEConfig,
     NodeMethod,
     ProbeResult,
@@ -26,14 +30,14 @@ from graphcl.nodes import (
     linear_probe,
 )
 
-METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "grace": GRACE}
+METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "aspect_s": ASPECTS, "grace": GRACE}
 
 
 class ProbeTable(Table):
     """What is evaluated, and how."""
 
     name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
-    method: Literal["aspect", "grace"] = key("aspect", "the label-free method")
+    method: Literal["aspect", "aspect_s", "grace"] = key("aspect", "the label-free method")
     source: str = key("digits", "digits, pyg:CLASS/NAME, or an .npz file", min_length=1)
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
     splits: Literal["random", "stored", "geom"] = key(
@@ -44,11 +48,21 @@ class ProbeTable(Table):
 
 
 class ProbeExperiment(Table):
-    """A whole probe file: one table for the evaluation, one per method."""
+    """A whole probe file: one table for the evaluation, one per method.
+
+    ASPECT-S takes what its own table leaves open from that of ASPECT, which it extends.
+    """
 
     probe: ProbeTable = ProbeTable()
     aspect: ASPECTConfig = ASPECTConfig()
+    aspect_s: ASPECTSConfig = Field(default_factory=dict, validate_default=True)
     grace: GRACEConfig = GRACEConfig()
+
+    @field_validator("aspect_s", mode="before")
+    @classmethod
+    def _inherit(cls, own: Any, info: ValidationInfo) -> Any:
+        aspect = info.data.get("aspect")  # missing where it is invalid, which is said already
+        return {**asdict(aspect), **own} if aspect and isinstance(own, dict) else own
 
 
 @dataclass(frozen=True)
@@ -88,21 +102,36 @@ def run_probe(
     Everything is chosen on validation nodes; every split's test nodes are touched once.
     """
     probe = experiment.probe
-    data = load(probe.source, root=probe.root or None)
-    masks = _splits(probe, data.y, data)
-    method_type = METHODS[probe.method]
-    config = getattr(experiment, probe.method)
+    data, masks = load_graph(probe)
 
     def evaluate(method: NodeMethod) -> ProbeResult:
         embedding = method.embed(data)
         return linear_probe(embedding, data.y, *masks, epochs=probe.epochs, patience=probe.patience)
 
-    # One thread, so that a result does not depend on how many cores there are.
+    with one_thread():
+        untrained = evaluate(new_method(experiment).start(data))
+        return Probed(experiment, evaluate(new_method(experiment).fit(data, on_epoch)), untrained)
+
+
+def load_graph(probe: ProbeTable) -> tuple[Data, tuple[Tensor, Tensor, Tensor]]:
+    """Load the graph of an evaluation and the masks of its splits."""
+    data = load(probe.source, root=probe.root or None)
+    return data, _splits(probe, data.y, data)
+
+
+def new_method(experiment: ProbeExperiment) -> NodeMethod:
+    """Return the method of an experiment, without weights yet."""
+    name = experiment.probe.method
+    return METHODS[name](getattr(experiment, name))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, so that a result does not depend on how many cores there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        untrained = evaluate(method_type(config).start(data))
-        return Probed(experiment, evaluate(method_type(config).fit(data, on_epoch)), untrained)
+        yield
     finally:
         torch.set_num_threads(threads)
 

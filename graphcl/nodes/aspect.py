@@ -10,7 +10,7 @@ not a reproduction.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,15 @@ class ASPECTConfig:
     seed: int = 0
 
 
+class View(NamedTuple):
+    """All nodes of a graph as one view embeds them."""
+
+    fused: Tensor  # [num_nodes, hidden_channels]
+    low: Tensor  # [num_nodes, hidden_channels]
+    high: Tensor  # [num_nodes, hidden_channels]
+    shares: Tensor  # [num_nodes, 2]
+
+
 class ASPECT(NodeMethod):
     """Embeds nodes by a low- and a high-frequency channel that every node mixes for itself.
 
@@ -88,7 +97,7 @@ class ASPECT(NodeMethod):
         elif config.policy == "global":
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
-    def channels(self, x: Features, operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+    def channels(self, x: Features, operator: SymmetricOperator | Tensor) -> tuple[Tensor, Tensor]:
         """Return the low- and the high-frequency embedding, ``[N, hidden_channels]`` each."""
         x = drop(x, self.config.drop_features, self.training)
         # The linear map first: it commutes with the filter and makes it narrower.
@@ -106,21 +115,27 @@ class ASPECT(NodeMethod):
         fixed = {"low": (1.0, 0.0), "high": (0.0, 1.0), "mean": (0.5, 0.5)}[kind]
         return low.new_tensor(fixed).expand(len(low), 2)
 
-    def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
+    def forward(self, x: Features, operator: SymmetricOperator | Tensor) -> Tensor:
         low, high = self.channels(x, operator)
         return _fuse(low, high, self.shares_of(low, high))
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
+        anchors = draw_anchors(len(graph.x), self.config.num_anchors)
+        return self.contrast_views(self.draw_view(graph), self.draw_view(graph), anchors)
+
+    def draw_view(self, graph: PreparedGraph) -> View:
+        """Embed all nodes of a graph with edges and features dropped afresh."""
+        keep = graph.pattern.drop_edges(self.config.drop_edges)
+        low, high = self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
+        shares = self.shares_of(low, high)
+        return View(_fuse(low, high, shares), low, high, shares)
+
+    def contrast_views(
+        self, view1: View, view2: View, anchors: Tensor | slice
+    ) -> dict[str, Tensor]:
+        """Return the terms of the loss between two views, contrasted at the anchors."""
         config = self.config
-        anchors = draw_anchors(len(graph.x), config.num_anchors)
-        views = []
-        for _ in range(2):
-            keep = graph.pattern.drop_edges(config.drop_edges)
-            low, high = self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
-            shares = self.shares_of(low, high)
-            parts = [_fuse(low, high, shares), low, high]
-            views.append(([self.projection(part[anchors]) for part in parts], shares[anchors]))
-        (first, shares1), (second, shares2) = views
+        first, second = ([self.projection(part[anchors]) for part in v[:3]] for v in (view1, view2))
 
         def contrast(index: int) -> Tensor:
             pair = first[index], second[index]
@@ -131,10 +146,15 @@ class ASPECT(NodeMethod):
             evidence = torch.stack([contrast(1), contrast(2)], 1)
             terms["channels"] = config.channel_weight * evidence.mean()
         if config.policy == "node":
-            target = evidence_target(evidence, config.evidence_temperature)
+            target = self.policy_target(evidence, anchors)
+            shares1, shares2 = view1.shares[anchors], view2.shares[anchors]
             divergence = policy_divergence(target, shares1) + policy_divergence(target, shares2)
             terms["evidence"] = config.evidence_weight / 2 * divergence
         return terms
+
+    def policy_target(self, evidence: Tensor, anchors: Tensor | slice) -> Tensor:
+        """Return the shares that the policy of the anchors is drawn to, a constant ``[n, 2]``."""
+        return evidence_target(evidence, self.config.evidence_temperature)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         filters = {id(parameter) for parameter in self.filters.parameters()}

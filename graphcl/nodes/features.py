@@ -57,6 +57,17 @@ class SparseRows:
         other.matrix = _csr(self.matrix.crow_indices(), self._columns, values, self.shape)
         return other
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Return some rows as a dense matrix, ``[len(index), F]``."""
+        starts = self.matrix.crow_indices()
+        counts = starts.diff()[index]
+        row = torch.repeat_interleave(torch.arange(len(index)), counts)
+        within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        entry = starts[index][row] + within
+        dense = torch.zeros(len(index), self.size(1), dtype=self.matrix.dtype)
+        dense[row, self._columns[entry]] = self.matrix.values()[entry]
+        return dense
+
     def transposed(self) -> Tensor:
         """Return the transpose as CSR, ``[F, N]``."""
         values = self.matrix.values()[self._order]
@@ -70,6 +81,11 @@ def sparse_if_worth(x: Tensor) -> Features:
     """Store features sparsely where that makes a linear map faster."""
     density = int(x.count_nonzero()) / x.numel() if x.numel() else 1.0
     return SparseRows.from_dense(x) if density <= MAX_DENSITY else x
+
+
+def rows(x: Features, index: Tensor) -> Tensor:
+    """Return the features of some nodes as a dense matrix, ``[len(index), F]``."""
+    return x[index] if isinstance(x, Tensor) else x.rows(index)
 
 
 def linear(x: Features, weight: Tensor) -> Tensor:

@@ -48,6 +48,43 @@ def evidence_target(evidence: Tensor, temperature: float) -> Tensor:
     return (-evidence.detach() / temperature).softmax(-1)
 
 
+def channel_sensitivity(clean: tuple[Tensor, Tensor], perturbed: tuple[Tensor, Tensor]) -> Tensor:
+    """Return how far a perturbation turns every node's embedding in each channel.
+
+    Half the squared distance of the directions: ``1 - cos`` of the two, and 0 for a zero row that
+    stays zero.
+
+    Shapes:
+        - **clean**, **perturbed**: low and high channel, ``[num_nodes, channels]`` each
+        - **output**: ``[num_nodes, 2]``, in [0, 2]; a constant
+
+    Source:
+        Li et al., ASPECT, 2026, for an empirical sensitivity per channel; the cosine is completed.
+    """
+    turns = [
+        (F.normalize(a.detach(), dim=-1) - F.normalize(b.detach(), dim=-1)).square().sum(-1) / 2
+        for a, b in zip(clean, perturbed, strict=True)
+    ]
+    return torch.stack(turns, -1)
+
+
+def reliability_target(
+    evidence: Tensor, sensitivity: Tensor, temperature: float, stability_weight: float
+) -> Tensor:
+    """Return the shares that favour channels both telling and stable.
+
+    :func:`evidence_target`, with the sensitivity of each channel against it.
+
+    Shapes:
+        - **evidence**, **sensitivity**: ``[num_nodes, 2]``
+        - **output**: ``[num_nodes, 2]``, rows sum to one; a constant
+
+    Source:
+        Li et al., ASPECT, 2026, for a policy that weighs stability; the form is completed.
+    """
+    return (-evidence.detach() / temperature - stability_weight * sensitivity).softmax(-1)
+
+
 def policy_divergence(target: Tensor, policy: Tensor) -> Tensor:
     """Return the mean Kullback-Leibler divergence of a policy from its target, at least zero.
 

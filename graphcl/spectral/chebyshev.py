@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graphcl.errors import GraphCLError
-from graphcl.spectral.operators import SymmetricOperator
+from graphcl.spectral.operators import SymmetricOperator, check_product
 
 
 def chebyshev_nodes(order: int) -> Tensor:
@@ -60,7 +60,9 @@ def interpolation_matrix(order: int) -> Tensor:
     return matrix
 
 
-def filter_polynomial(operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
+def filter_polynomial(
+    operator: SymmetricOperator | Tensor, v: Tensor, coefficients: Tensor
+) -> Tensor:
     """Return ``sum_k c_k T_k(Lt) v``, for one filter or for several that share the recursion.
 
     Filters with inputs of their own are separate calls: a product with wide matrices is no faster
@@ -71,7 +73,7 @@ def filter_polynomial(operator: SymmetricOperator, v: Tensor, coefficients: Tens
         ``[G, N, D]``.
 
     Args:
-        operator: ``Lt``, eigenvalues in [-1, 1].
+        operator: ``Lt``, eigenvalues in [-1, 1]; a dense one, ``[N, N]``, receives gradients.
         v: The signals to filter.
         coefficients: ``c``, a column per filter, ``c_0`` not to be halved again.
 
@@ -89,7 +91,7 @@ def filter_polynomial(operator: SymmetricOperator, v: Tensor, coefficients: Tens
         tensor([[0.5000],
                 [0.5000]])
     """
-    operator.check(v, "filter_polynomial")
+    check_product(operator, v, "filter_polynomial")
     if coefficients.dim() not in (1, 2) or 0 in coefficients.shape:
         raise GraphCLError(
             f"filter_polynomial: coefficients have shape {tuple(coefficients.shape)}; pass "
@@ -103,7 +105,10 @@ def filter_polynomial(operator: SymmetricOperator, v: Tensor, coefficients: Tens
     columns = coefficients[:, None] if coefficients.dim() == 1 else coefficients
     # Autocast would ask for a CSR product in half precision.
     with torch.autocast(v.device.type, enabled=False):
-        out = _Polynomial.apply(operator, v, columns)
+        if isinstance(operator, Tensor):
+            out = _recorded(operator, v, columns)
+        else:
+            out = _Polynomial.apply(operator, v, columns)
     return out[0] if coefficients.dim() == 1 else out
 
 
@@ -174,7 +179,7 @@ def _clenshaw(matrix: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
     return current
 
 
-def _recorded(operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
+def _recorded(operator: SymmetricOperator | Tensor, v: Tensor, coefficients: Tensor) -> Tensor:
     terms = [v]
     for k in range(1, len(coefficients)):
         step = operator @ terms[-1]

@@ -122,12 +122,13 @@ class MonotoneFilters(nn.Module):
         return chebyshev_nodes(self.order).to(self.theta) + 1
 
     def forward(
-        self, operator: SymmetricOperator, v: Tensor, v_high: Tensor | None = None
+        self, operator: SymmetricOperator | Tensor, v: Tensor, v_high: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Filter ``v`` twice in one recursion, or ``v`` low and ``v_high`` high.
 
         Args:
-            operator: ``Lt``, from :meth:`~graphcl.spectral.EdgePattern.shifted_laplacian`.
+            operator: ``Lt``, from :meth:`~graphcl.spectral.EdgePattern.shifted_laplacian`; or
+                dense, and then it receives gradients.
             v: Signals for both filters, or for the low-pass alone.
             v_high: Signals for the high-pass, if it has its own.
         """

@@ -116,6 +116,29 @@ class EdgePattern:
         crow, scale = _rows(row, self.num_nodes, dtype)
         return SymmetricOperator(crow, col, -scale[row] * scale[col])
 
+    def induced_adjacency(self, nodes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the dense adjacency among some nodes, 0 or 1.
+
+        Shapes:
+            nodes: ``[n]``, distinct integers. Returns ``[n, n]``, in the order of ``nodes``.
+
+        Args:
+            nodes: Of the induced subgraph.
+            dtype: Type of the entries.
+
+        Example:
+            >>> EdgePattern(torch.tensor([[0], [2]]), 3).induced_adjacency(torch.tensor([2, 0]))
+            tensor([[0., 1.],
+                    [1., 0.]])
+        """
+        position = torch.full((self.num_nodes,), -1, device=self.device)
+        position[nodes] = torch.arange(len(nodes), device=self.device)
+        ends = position[self.edge_index]
+        low, high = ends[:, (ends >= 0).all(0)]
+        adjacency = torch.zeros(len(nodes), len(nodes), dtype=dtype, device=self.device)
+        adjacency[low, high] = adjacency[high, low] = 1
+        return adjacency
+
     def _check_keep(self, keep: Tensor) -> None:
         if keep.dtype != torch.bool or keep.shape != (self.num_edges,):
             raise GraphCLError(

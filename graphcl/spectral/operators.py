@@ -107,6 +107,32 @@ class SymmetricOperator:
             return _Product.apply(self.matrix, x)
 
 
+def check_product(matrix: SymmetricOperator | Tensor, x: Tensor, where: str) -> None:
+    """Refuse an ``x`` that a symmetric matrix, sparse or dense, cannot multiply.
+
+    Args:
+        matrix: ``[N, N]``.
+        x: The dense factor.
+        where: Who asks, for the message.
+
+    Raises:
+        GraphCLError: ``x`` or a dense matrix has the wrong shape, type or device.
+    """
+    if isinstance(matrix, SymmetricOperator):
+        matrix.check(x, where)
+        return
+    if x.dim() != 2 or matrix.shape != (len(x), len(x)):
+        raise GraphCLError(
+            f"{where}: x has shape {tuple(x.shape)} and the matrix {tuple(matrix.shape)}; "
+            "pass [N, D] and [N, N]"
+        )
+    if x.dtype != matrix.dtype or x.device != matrix.device:
+        raise GraphCLError(
+            f"{where}: x is {x.dtype} on {x.device} and the matrix {matrix.dtype} on "
+            f"{matrix.device}; move one with .to"
+        )
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:

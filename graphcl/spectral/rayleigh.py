@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from graphcl.errors import GraphCLError
-from graphcl.spectral.operators import SymmetricOperator
+from graphcl.spectral.operators import SymmetricOperator, check_product
 
 
 def rayleigh_quotient(x: Tensor, laplacian: SymmetricOperator | Tensor) -> Tensor:
@@ -28,18 +27,6 @@ def rayleigh_quotient(x: Tensor, laplacian: SymmetricOperator | Tensor) -> Tenso
         >>> rayleigh_quotient(torch.tensor([[1.0], [-1.0]]), path)
         tensor(2.)
     """
-    if isinstance(laplacian, Tensor):
-        if x.dim() != 2 or laplacian.shape != (len(x), len(x)):
-            raise GraphCLError(
-                f"rayleigh_quotient: x has shape {tuple(x.shape)} and the Laplacian "
-                f"{tuple(laplacian.shape)}; pass [N, D] and [N, N]"
-            )
-        if x.dtype != laplacian.dtype or x.device != laplacian.device:
-            raise GraphCLError(
-                f"rayleigh_quotient: x is {x.dtype} on {x.device} and the Laplacian "
-                f"{laplacian.dtype} on {laplacian.device}; move one with .to"
-            )
-    else:
-        laplacian.check(x, "rayleigh_quotient")
+    check_product(laplacian, x, "rayleigh_quotient")
     total = x.square().sum()
     return (x * (laplacian @ x)).sum() / torch.where(total > 0, total, 1)

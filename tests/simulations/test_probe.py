@@ -1,46 +1,13 @@
 """`graphcl probe`: label-free training, linear evaluation, one table."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from graphcl.datasets import contextual_sbm, save_npz
-from simulations import cli
 from simulations.probe import load_probe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
-
-FILE = """
-[probe]
-name = "small"
-source = "graph.npz"
-epochs = 200
-
-[aspect]
-hidden_channels = 16
-epochs = 20
-learning_rate = 0.01
-"""
-
-
-@pytest.fixture
-def graphcl(tmp_path, monkeypatch, capsys):
-    """Return a caller of the command line inside a folder with ``small.toml`` and its graph."""
-    save_npz(contextual_sbm(300, 2, 16, homophily=0.9, signal=0.6), tmp_path / "graph.npz")
-    (tmp_path / "small.toml").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", cli.Console(width=200))
-
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["graphcl", *arguments])
-        with pytest.raises(SystemExit) as leave:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(leave.value.code or 0), captured.out + captured.err
-
-    return call
 
 
 def test_probe_prints_a_table_and_writes_the_figures(graphcl, tmp_path) -> None:
@@ -98,10 +65,11 @@ def test_files_of_the_repository_are_valid(path) -> None:
 
 
 def test_all_takes_every_file_of_the_folder(graphcl, tmp_path) -> None:
+    small = (tmp_path / "small.toml").read_text()
     folder = tmp_path / "configs" / "nodes"
     folder.mkdir(parents=True)
     for name in ("one", "two"):
-        text = FILE.replace('"small"', f'"{name}"').replace("epochs = 20\n", "epochs = 2\n")
+        text = small.replace('"small"', f'"{name}"').replace("epochs = 20\n", "epochs = 2\n")
         (folder / f"aspect_{name}.toml").write_text(text)
     code, out = graphcl("probe", "--all", "--set", "probe.epochs=20")
     assert code == 0, out
