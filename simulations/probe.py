@@ -17,8 +17,10 @@ from graphcl.datasets.sources import locate
 from graphcl.errors import ConfigError
 from graphcl.nodes import (
     ASPECT,
+    BGRL,
     GRACE,
     ASPECTConfig,
+    BGRLConfig,
     GRACEConfig,
     NodeMethod,
     ProbeResult,
@@ -26,14 +28,14 @@ from graphcl.nodes import (
     linear_probe,
 )
 
-METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "grace": GRACE}
+METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "grace": GRACE, "bgrl": BGRL}
 
 
 class ProbeTable(Table):
     """What is evaluated, and how."""
 
     name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
-    method: Literal["aspect", "grace"] = key("aspect", "the label-free method")
+    method: Literal["aspect", "grace", "bgrl"] = key("aspect", "the label-free method")
     source: str = key("digits", "digits, pyg:CLASS/NAME, or an .npz file", min_length=1)
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
     splits: Literal["random", "stored", "geom"] = key(
@@ -49,6 +51,7 @@ class ProbeExperiment(Table):
     probe: ProbeTable = ProbeTable()
     aspect: ASPECTConfig = ASPECTConfig()
     grace: GRACEConfig = GRACEConfig()
+    bgrl: BGRLConfig = BGRLConfig()
 
 
 @dataclass(frozen=True)

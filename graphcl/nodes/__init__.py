@@ -1,6 +1,7 @@
 """Models for nodes: encoders, a classifier, and methods that embed nodes without labels."""
 
 from graphcl.nodes.aspect import ASPECT, ASPECTConfig
+from graphcl.nodes.bgrl import BGRL, BGRLConfig
 from graphcl.nodes.classifier import NodeClassifier
 from graphcl.nodes.encoders import ENCODERS, NodeEncoder
 from graphcl.nodes.grace import GRACE, GRACEConfig
@@ -10,9 +11,11 @@ from graphcl.nodes.probe import ProbeResult, bootstrap_half_width, linear_probe
 
 __all__ = [
     "ASPECT",
+    "BGRL",
     "ENCODERS",
     "GRACE",
     "ASPECTConfig",
+    "BGRLConfig",
     "GRACEConfig",
     "NodeClassifier",
     "NodeEncoder",

@@ -18,8 +18,9 @@ from torch_geometric.data import Data
 
 from graphcl.contrast import info_nce
 from graphcl.nodes.features import Features, drop, linear
-from graphcl.nodes.method import NodeMethod, PreparedGraph, draw_anchors, projection_head
+from graphcl.nodes.method import NodeMethod, draw_anchors, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
+from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
 
 
@@ -39,8 +40,9 @@ class ASPECTConfig:
         channel_weight: Weight of the contrast within each channel.
         evidence_weight, evidence_temperature: Of the evidence that regularises the policy.
         num_anchors: Nodes contrasted per step, fresh in every one; memory does not grow with N².
+        batch_nodes: About so many nodes, and the edges among them, in a step; 0 is the whole graph.
         learning_rate, filter_learning_rate, weight_decay: Of Adam.
-        epochs: Steps on the whole graph.
+        epochs: Passes over all nodes; one step each, unless there are batches.
         seed: Decides weights and views.
     """
 
@@ -56,6 +58,7 @@ class ASPECTConfig:
     evidence_weight: float = 0.3
     evidence_temperature: float = 0.05
     num_anchors: int = 1024
+    batch_nodes: int = 0
     learning_rate: float = 1e-3
     filter_learning_rate: float = 1e-2
     weight_decay: float = 0.0
@@ -116,10 +119,11 @@ class ASPECT(NodeMethod):
         views = []
         for _ in range(2):
             keep = graph.pattern.drop_edges(config.drop_edges)
-            low, high = self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
+            both = self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
+            low, high = (channel[anchors] for channel in both)
             shares = self.shares_of(low, high)
             parts = [_fuse(low, high, shares), low, high]
-            views.append(([self.projection(part[anchors]) for part in parts], shares[anchors]))
+            views.append(([self.projection(part) for part in parts], shares))
         (first, shares1), (second, shares2) = views
 
         def contrast(index: int) -> Tensor:

@@ -8,8 +8,8 @@ from torch_geometric.data import Data
 from graphcl.datasets import contextual_sbm
 from graphcl.errors import DataError, GraphCLError
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, linear_probe
-from graphcl.nodes.method import prepare
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
+from graphcl.nodes.prepared import prepare
 
 SMALL = {"hidden_channels": 16, "epochs": 3, "learning_rate": 0.01}
 METHODS = [
@@ -79,7 +79,7 @@ def test_misuse_is_a_clear_error(data):
     fitted = ASPECT(ASPECTConfig(**SMALL)).fit(data)
     with pytest.raises(GraphCLError, match="fitted on 12 features, the graph has 3"):
         fitted.embed(Data(x=torch.rand(4, 3), edge_index=data.edge_index[:, :0]))
-    with pytest.raises(DataError, match=r"x\[1, 0\] is not finite"):
+    with pytest.raises(DataError, match=r"x\[1, 0\] is nan"):
         prepare(Data(x=torch.tensor([[1.0], [torch.nan]]), edge_index=data.edge_index[:, :0]))
 
 
