@@ -138,7 +138,9 @@ def main() -> None:
     nodes = [case for case in BY_NODES if case in results]
     print(f"epoch ~ nodes^{slope([c.nodes for c in nodes], [results[c].epoch for c in nodes]):.2f}")
     edges = [case.nodes * case.degree / 2 for case in BY_EDGES]
-    print(f"epoch ~ edges^{slope(edges, [results[c].epoch for c in BY_EDGES]):.2f} at 100,000 nodes")
+    print(
+        f"epoch ~ edges^{slope(edges, [results[c].epoch for c in BY_EDGES]):.2f} at 100,000 nodes"
+    )
     if options.plot:
         draw(options.plot, results)
 
