@@ -20,9 +20,11 @@ from graphcl.errors import ConfigError
 from graphcl.nodes import (
     ASPECT,
     ASPECTS,
+    BGRL,
     GRACE,
     ASPECTConfig,
     ASPECTSConfig,
+    BGRLConfig,
     GRACEConfig,
     NodeMethod,
     ProbeResult,
@@ -30,14 +32,19 @@ from graphcl.nodes import (
     linear_probe,
 )
 
-METHODS: dict[str, type[NodeMethod]] = {"aspect": ASPECT, "aspect_s": ASPECTS, "grace": GRACE}
+METHODS: dict[str, type[NodeMethod]] = {
+    "aspect": ASPECT,
+    "aspect_s": ASPECTS,
+    "grace": GRACE,
+    "bgrl": BGRL,
+}
 
 
 class ProbeTable(Table):
     """What is evaluated, and how."""
 
     name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
-    method: Literal["aspect", "aspect_s", "grace"] = key("aspect", "the label-free method")
+    method: Literal["aspect", "aspect_s", "grace", "bgrl"] = key("aspect", "the label-free method")
     source: str = key("digits", "digits, pyg:CLASS/NAME, or an .npz file", min_length=1)
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
     splits: Literal["random", "stored", "geom"] = key(
@@ -57,6 +64,7 @@ class ProbeExperiment(Table):
     aspect: ASPECTConfig = ASPECTConfig()
     aspect_s: ASPECTSConfig = Field(default_factory=dict, validate_default=True)
     grace: GRACEConfig = GRACEConfig()
+    bgrl: BGRLConfig = BGRLConfig()
 
     @field_validator("aspect_s", mode="before")
     @classmethod

@@ -91,13 +91,7 @@ class PretrainingLearner(Learner):
             return {**encoder.loss(graph), **penalty(self._labelled(graph))}
 
         self.model.train()
-        return fit(
-            loss,
-            [self.graph],
-            self.optimizer,
-            epochs=self.config.train.epochs,
-            on_epoch=lambda *_: encoder.after_epoch(),
-        )
+        return fit(loss, [self.graph], self.optimizer, epochs=self.config.train.epochs)
 
     def _labelled(self, graph: PreparedGraph) -> Forward:
         """Return what the algorithm may see of the samples with labels."""

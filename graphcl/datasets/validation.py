@@ -31,7 +31,7 @@ def validate(data: Data, name: str = "data", *, every_class: bool = True) -> Dat
         raise DataError(f"{name}: the graph is empty (x has 0 rows): give it at least one node")
     if num_features == 0:
         raise DataError(f"{name}: x has 0 columns: give each node at least one feature")
-    _check_finite(x, name)
+    check_finite(x, name)
     edge_index = _tensor(data, "edge_index", torch.int64, 2, name)
     if edge_index.shape[0] != 2:
         raise DataError(f"{name}: edge_index has shape {list(edge_index.shape)}, must be [2, E]")
@@ -100,14 +100,26 @@ def _tensor(data: Data, field: str, dtype: torch.dtype, ndim: int, name: str) ->
     return value
 
 
-def _check_finite(x: torch.Tensor, name: str) -> None:
+def check_finite(x: torch.Tensor, name: str) -> None:
+    """Check that every feature is finite, without a copy where it is so.
+
+    Args:
+        x: Features [N, F], dense or CSR.
+        name: What to call the graph in a message.
+
+    Raises:
+        DataError: Names row, column and value of the first feature that is not finite.
+    """
+    values = x if x.layout == torch.strided else x.values()
+    if values.numel() == 0 or bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+        return
+    x = x.to_dense()
     bad = torch.nonzero(~torch.isfinite(x))
-    if len(bad):
-        row, column = bad[0].tolist()
-        raise DataError(
-            f"{name}: x[{row}, {column}] is {x[row, column].item()} ({len(bad)} such): features "
-            f"must be finite in float32: impute or rescale them"
-        )
+    row, column = bad[0].tolist()
+    raise DataError(
+        f"{name}: x[{row}, {column}] is {x[row, column].item()} ({len(bad)} such): features "
+        f"must be finite in float32: impute or rescale them"
+    )
 
 
 def _check_labels(y: torch.Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from graphcl.nodes.aspect import ASPECT, ASPECTConfig
 from graphcl.nodes.aspect_s import ASPECTS, ASPECTSConfig
+from graphcl.nodes.bgrl import BGRL, BGRLConfig
 from graphcl.nodes.classifier import NodeClassifier
 from graphcl.nodes.encoders import ENCODERS, NodeEncoder
 from graphcl.nodes.grace import GRACE, GRACEConfig
@@ -18,10 +19,12 @@ from graphcl.nodes.probe import ProbeResult, bootstrap_half_width, linear_probe
 __all__ = [
     "ASPECT",
     "ASPECTS",
+    "BGRL",
     "ENCODERS",
     "GRACE",
     "ASPECTConfig",
     "ASPECTSConfig",
+    "BGRLConfig",
     "GRACEConfig",
     "NodeClassifier",
     "NodeEncoder",

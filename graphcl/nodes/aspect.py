@@ -4,9 +4,10 @@ Li, Yang, Chen, arXiv 2604.01878, 2026. From the abstract and a digest of the pa
 high-frequency channel of Chebyshev filters; a policy, computed per node by a perceptron, that fuses
 them; InfoNCE; the policy is regularised by channel-wise contrastive evidence. Completed by us,
 since the equations were not readable: interpolated monotone filters (PolyGCL) in simplex form and
-their sharper start (ours); a linear map per channel (ours); views, negatives and projection head
-(GRACE); the inputs and width of the policy and the form of the evidence target (ours). This is
-not a reproduction.
+the band they start from (ours); a linear map per channel (ours); the weighted channels side by side
+rather than summed, where so configured (ours); views, negatives and projection heads (GRACE); the
+inputs and width of the policy and the form of the evidence target (ours). This is not a
+reproduction.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from graphcl.contrast import info_nce
+from graphcl.errors import GraphCLError
 from graphcl.nodes.features import Features, drop, linear
-from graphcl.nodes.method import NodeMethod, PreparedGraph, draw_anchors, projection_head
+from graphcl.nodes.method import NodeMethod, draw_anchors, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
+from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
 
 
@@ -28,34 +31,47 @@ class ASPECTConfig:
     """Hyper-parameters of :class:`ASPECT`.
 
     Attributes:
-        hidden_channels: Width of each channel and of the embedding.
+        hidden_channels: Width of the embedding.
+        fusion: ``"sum"`` adds up what a node takes of each channel; ``"concat"`` puts it side by
+            side, each channel with half of the width, and nothing of one can cancel the other.
         order: Degree of the polynomial filters.
         filters: See :class:`graphcl.spectral.MonotoneFilters`.
-        sharpness: See :class:`graphcl.spectral.MonotoneFilters`.
+        sharpness, cutoff: The band in which the filters start, see
+            :class:`graphcl.spectral.MonotoneFilters`.
+        input_scale: Multiplies the features, whose rows sum to one. At 1 the biases of the first
+            layer dwarf them, so that all nodes start alike and training tells them apart; from
+            about 100 on the features dominate from the start, and training refines them.
         policy: ``"node"`` is the method; the others are its ablations: two ``"global"`` shares for
             all nodes, one channel alone, or the ``"mean"`` of both.
         drop_features, drop_edges: Probabilities of dropping, in every view.
         temperature: Of the contrast.
+        projection_channels: Width of the projection heads that only the loss sees.
         channel_weight: Weight of the contrast within each channel.
         evidence_weight, evidence_temperature: Of the evidence that regularises the policy.
         num_anchors: Nodes contrasted per step, fresh in every one; memory does not grow with N².
+        batch_nodes: About so many nodes, and the edges among them, in a step; 0 is the whole graph.
         learning_rate, filter_learning_rate, weight_decay: Of Adam.
-        epochs: Steps on the whole graph.
+        epochs: Passes over all nodes; one step each, unless there are batches.
         seed: Decides weights and views.
     """
 
     hidden_channels: int = 256
+    fusion: Literal["sum", "concat"] = "sum"
     order: int = 10
     filters: FilterMode = "simplex"
     sharpness: float = 4.0
+    cutoff: float = 2.0
+    input_scale: float = 1.0
     policy: Literal["node", "global", "low", "high", "mean"] = "node"
     drop_features: float = 0.3
     drop_edges: float = 0.2
     temperature: float = 0.5
+    projection_channels: int = 128
     channel_weight: float = 1.0
     evidence_weight: float = 0.3
     evidence_temperature: float = 0.05
     num_anchors: int = 1024
+    batch_nodes: int = 0
     learning_rate: float = 1e-3
     filter_learning_rate: float = 1e-2
     weight_decay: float = 0.0
@@ -66,10 +82,12 @@ class ASPECTConfig:
 class View(NamedTuple):
     """All nodes of a graph as one view embeds them."""
 
-    fused: Tensor  # [num_nodes, hidden_channels]
-    low: Tensor  # [num_nodes, hidden_channels]
-    high: Tensor  # [num_nodes, hidden_channels]
-    shares: Tensor  # [num_nodes, 2]
+    low: Tensor  # [num_nodes, channel width]
+    high: Tensor  # [num_nodes, channel width]
+
+    def at(self, nodes: Tensor | slice) -> "View":
+        """Return some of the nodes."""
+        return View(self.low[nodes], self.high[nodes])
 
 
 class ASPECT(NodeMethod):
@@ -87,22 +105,36 @@ class ASPECT(NodeMethod):
 
     def build(self, in_channels: int) -> None:
         config, width = self.config, self.config.hidden_channels
+        if config.fusion == "concat":
+            if width % 2:
+                raise GraphCLError(
+                    f"hidden_channels: {width} cannot be halved for the two channels of "
+                    "fusion='concat'; take an even number"
+                )
+            width //= 2
         self.low = nn.Linear(in_channels, width)
         self.high = nn.Linear(in_channels, width)
         self.activation = nn.PReLU()
-        self.filters = MonotoneFilters(config.order, config.filters, config.sharpness)
-        self.projection = projection_head(width)
+        self.filters = MonotoneFilters(
+            config.order, config.filters, config.sharpness, config.cutoff
+        )
+        self.projection = projection_head(config.hidden_channels, config.projection_channels)
+        self.channel_projection = projection_head(width, config.projection_channels)
         if config.policy == "node":
             self.policy = SpectralPolicy(width)
         elif config.policy == "global":
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
-    def channels(self, x: Features, operator: SymmetricOperator | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the low- and the high-frequency embedding, ``[N, hidden_channels]`` each."""
+    def channels(self, x: Features, operator: SymmetricOperator | Tensor) -> View:
+        """Return the low- and the high-frequency embedding of all nodes."""
         x = drop(x, self.config.drop_features, self.training)
         # The linear map first: it commutes with the filter and makes it narrower.
         low, high = self.filters(operator, linear(x, self.low.weight), linear(x, self.high.weight))
-        return self.activation(low + self.low.bias), self.activation(high + self.high.bias)
+        scale = self.config.input_scale
+        return View(
+            self.activation(torch.add(self.low.bias, low, alpha=scale)),
+            self.activation(torch.add(self.high.bias, high, alpha=scale)),
+        )
 
     def shares_of(self, low: Tensor, high: Tensor) -> Tensor:
         """Return what every node takes of each channel, ``[N, 2]``, column 0 low."""
@@ -116,8 +148,15 @@ class ASPECT(NodeMethod):
         return low.new_tensor(fixed).expand(len(low), 2)
 
     def forward(self, x: Features, operator: SymmetricOperator | Tensor) -> Tensor:
-        low, high = self.channels(x, operator)
-        return _fuse(low, high, self.shares_of(low, high))
+        view = self.channels(x, operator)
+        return self.fuse(view, self.shares_of(*view))
+
+    def fuse(self, view: View, shares: Tensor) -> Tensor:
+        """Return what every node takes of its channels, ``[N, hidden_channels]``."""
+        low, high = shares[:, :1] * view.low, shares[:, 1:]
+        if self.config.fusion == "concat":
+            return torch.cat([low, high * view.high], 1)
+        return low.addcmul_(high, view.high)
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)
@@ -126,30 +165,33 @@ class ASPECT(NodeMethod):
     def draw_view(self, graph: PreparedGraph) -> View:
         """Embed all nodes of a graph with edges and features dropped afresh."""
         keep = graph.pattern.drop_edges(self.config.drop_edges)
-        low, high = self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
-        shares = self.shares_of(low, high)
-        return View(_fuse(low, high, shares), low, high, shares)
+        return self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
 
     def contrast_views(
         self, view1: View, view2: View, anchors: Tensor | slice
     ) -> dict[str, Tensor]:
         """Return the terms of the loss between two views, contrasted at the anchors."""
         config = self.config
-        first, second = ([self.projection(part[anchors]) for part in v[:3]] for v in (view1, view2))
+        views = view1.at(anchors), view2.at(anchors)
+        shares = [self.shares_of(*view) for view in views]
+        fused = [self.fuse(view, share) for view, share in zip(views, shares, strict=True)]
 
-        def contrast(index: int) -> Tensor:
-            pair = first[index], second[index]
+        def contrast(first: Tensor, second: Tensor, head: nn.Module) -> Tensor:
+            pair = head(first), head(second)
             return info_nce(*pair, temperature=config.temperature, reduction="none")
 
-        terms = {"fused": contrast(0).mean()}
-        if config.policy in ("node", "global", "mean"):
-            evidence = torch.stack([contrast(1), contrast(2)], 1)
-            terms["channels"] = config.channel_weight * evidence.mean()
+        terms = {"fused": contrast(fused[0], fused[1], self.projection).mean()}
+        seen = config.policy in ("node", "global", "mean")
+        if not seen or not (config.channel_weight or config.evidence_weight):
+            return terms
+        evidence = torch.stack(
+            [contrast(a, b, self.channel_projection) for a, b in zip(*views, strict=True)], 1
+        )
+        terms["channels"] = config.channel_weight * evidence.mean()
         if config.policy == "node":
             target = self.policy_target(evidence, anchors)
-            shares1, shares2 = view1.shares[anchors], view2.shares[anchors]
-            divergence = policy_divergence(target, shares1) + policy_divergence(target, shares2)
-            terms["evidence"] = config.evidence_weight / 2 * divergence
+            divergence = torch.stack([policy_divergence(target, share) for share in shares])
+            terms["evidence"] = config.evidence_weight * divergence.mean()
         return terms
 
     def policy_target(self, evidence: Tensor, anchors: Tensor | slice) -> Tensor:
@@ -174,7 +216,3 @@ class ASPECT(NodeMethod):
         graph = self._prepared(data)
         self.eval()
         return self.shares_of(*self.channels(graph.x, graph.operator))
-
-
-def _fuse(low: Tensor, high: Tensor, shares: Tensor) -> Tensor:
-    return shares[:, :1] * low + shares[:, 1:] * high

@@ -36,7 +36,7 @@ class ASPECTSConfig(ASPECTConfig):
         rayleigh_weight: How much an attack is drawn to high frequencies.
         attacked_nodes: Size of the sampled subgraph that is attacked; it costs its square.
         attack_every: Epochs that an attack serves.
-        warmup_epochs: Epochs without attacks at the start.
+        warmup_steps: Epochs without attacks at the start.
         stability_weight: How much the policy avoids sensitive channels; 0 is ASPECT's policy.
         adversarial_weight: Weight of the contrast between a view and the attacked subgraph.
     """
@@ -47,13 +47,13 @@ class ASPECTSConfig(ASPECTConfig):
     rayleigh_weight: float = 1.0
     attacked_nodes: int = 500
     attack_every: int = 5
-    warmup_epochs: int = 20
+    warmup_steps: int = 20
     stability_weight: float = 10.0
     adversarial_weight: float = 1.0
 
 
 class AttackedNodes(NamedTuple):
-    """An attacked induced subgraph, which serves for some epochs."""
+    """An attacked induced subgraph, which serves for some steps."""
 
     graph: PreparedGraph  # that it was sampled from
     nodes: Tensor  # [n], the sample
@@ -65,7 +65,7 @@ class AttackedNodes(NamedTuple):
 class ASPECTS(ASPECT):
     """ASPECT with a policy that prefers channels that an adversary cannot turn.
 
-    Every ``attack_every`` epochs an adversary looks for the flips of edges and changes of features
+    Every ``attack_every`` steps an adversary looks for the flips of edges and changes of features
     of a sampled subgraph that move its embedding most. How far they turn each channel joins the
     evidence that the policy follows, and the attacked subgraph is a further view to agree with.
 
@@ -75,7 +75,7 @@ class ASPECTS(ASPECT):
     Example:
         >>> from graphcl.datasets import contextual_sbm
         >>> data = contextual_sbm(60, 2, 8)
-        >>> config = ASPECTSConfig(hidden_channels=16, epochs=3, warmup_epochs=1)
+        >>> config = ASPECTSConfig(hidden_channels=16, epochs=3, warmup_steps=1)
         >>> ASPECTS(config).fit(data).embed(data).shape
         torch.Size([60, 16])
     """
@@ -88,21 +88,22 @@ class ASPECTS(ASPECT):
 
     def build(self, in_channels: int) -> None:
         super().build(in_channels)
-        self._epoch = 0
+        self._steps = 0
         self._attacked: AttackedNodes | None = None
 
-    def after_epoch(self) -> None:
-        super().after_epoch()
-        self._epoch += 1
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self._steps += 1
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
-        attacked = self._attacked = self._attack_of_epoch(graph)
+        attacked = self._attacked = self._current_attack(graph)
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)
         view1, view2 = self.draw_view(graph), self.draw_view(graph)
         terms = self.contrast_views(view1, view2, anchors)
         if attacked is not None and self.config.adversarial_weight:
+            clean = view1.at(attacked.nodes)
             perturbed = self(attacked.x, attacked.operator)
-            contrast = self._contrast(view1.fused[attacked.nodes], perturbed)
+            contrast = self._contrast(self.fuse(clean, self.shares_of(*clean)), perturbed)
             terms["adversarial"] = self.config.adversarial_weight * contrast
         return terms
 
@@ -141,8 +142,8 @@ class ASPECTS(ASPECT):
         sensitivity[nodes] = turned
         return AttackedNodes(graph, nodes, found.x, operator, sensitivity)
 
-    def _attack_of_epoch(self, graph: PreparedGraph) -> AttackedNodes | None:
-        attacked, age = self._attacked, self._epoch - self.config.warmup_epochs
+    def _current_attack(self, graph: PreparedGraph) -> AttackedNodes | None:
+        attacked, age = self._attacked, self._steps - self.config.warmup_steps
         if age < 0:
             return None
         stale = attacked is None or attacked.graph is not graph

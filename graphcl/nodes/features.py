@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from graphcl.spectral.sparse import building_csr
+from graphcl.spectral.sparse import building_csr, row_entries
 
 # Above this share of non-zeros a dense product is as fast (measured on two CPU cores).
 MAX_DENSITY = 0.1
@@ -39,8 +39,10 @@ class SparseRows:
     @classmethod
     def from_dense(cls, x: Tensor) -> "SparseRows":
         """Store a dense matrix."""
-        with building_csr():
-            return cls(x.to_sparse_csr())
+        # torch's own conversion takes more than twice the memory of the matrix.
+        rows, columns = x.nonzero(as_tuple=True)
+        crow = torch.searchsorted(rows, torch.arange(len(x) + 1))
+        return cls(_csr(crow, columns, x[rows, columns], x.shape))
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -49,6 +51,14 @@ class SparseRows:
         """Return the size of a dimension, as a tensor does."""
         return int(self.shape[dim])
 
+    def __getitem__(self, nodes: Tensor) -> "SparseRows":
+        """Return some rows, ``[n, F]``, in the order of ``nodes [n]``."""
+        ends = self.matrix.crow_indices()
+        row, entry = row_entries(ends[nodes], ends[nodes + 1])
+        crow = torch.searchsorted(row, torch.arange(len(nodes) + 1))
+        values = self.matrix.values()[entry]
+        return SparseRows(_csr(crow, self._columns[entry], values, (len(nodes), self.size(1))))
+
     def scaled(self, factor: Callable[[Tensor, Tensor], Tensor]) -> "SparseRows":
         """Return the same pattern with values ``factor(values, columns)``."""
         other = object.__new__(SparseRows)
@@ -56,17 +66,6 @@ class SparseRows:
         values = factor(self.matrix.values(), self._columns)
         other.matrix = _csr(self.matrix.crow_indices(), self._columns, values, self.shape)
         return other
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Return some rows as a dense matrix, ``[len(index), F]``."""
-        starts = self.matrix.crow_indices()
-        counts = starts.diff()[index]
-        row = torch.repeat_interleave(torch.arange(len(index)), counts)
-        within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        entry = starts[index][row] + within
-        dense = torch.zeros(len(index), self.size(1), dtype=self.matrix.dtype)
-        dense[row, self._columns[entry]] = self.matrix.values()[entry]
-        return dense
 
     def transposed(self) -> Tensor:
         """Return the transpose as CSR, ``[F, N]``."""
@@ -78,14 +77,29 @@ Features = Tensor | SparseRows
 
 
 def sparse_if_worth(x: Tensor) -> Features:
-    """Store features sparsely where that makes a linear map faster."""
-    density = int(x.count_nonzero()) / x.numel() if x.numel() else 1.0
-    return SparseRows.from_dense(x) if density <= MAX_DENSITY else x
+    """Store features sparsely where they are so already, or where a linear map gets faster."""
+    if x.layout != torch.strided:
+        return SparseRows(x)
+    if x.numel() and int(x.count_nonzero()) <= MAX_DENSITY * x.numel():
+        return SparseRows.from_dense(x)
+    return x
+
+
+def unit_rows(x: Features) -> Features:
+    """Divide every row by its sum of magnitudes; a zero row stays zero."""
+    if isinstance(x, Tensor):
+        sums = torch.linalg.vector_norm(x, 1, dim=1, keepdim=True)
+        return x / torch.where(sums > 0, sums, 1)
+    ends = x.matrix.crow_indices()
+    sums = torch.segment_reduce(x.matrix.values().abs(), "sum", offsets=ends, initial=0)
+    divisors = torch.where(sums > 0, sums, 1).repeat_interleave(ends.diff())
+    return x.scaled(lambda values, _: values / divisors)
 
 
 def rows(x: Features, index: Tensor) -> Tensor:
     """Return the features of some nodes as a dense matrix, ``[len(index), F]``."""
-    return x[index] if isinstance(x, Tensor) else x.rows(index)
+    chosen = x[index]
+    return chosen if isinstance(chosen, Tensor) else chosen.matrix.to_dense()
 
 
 def linear(x: Features, weight: Tensor) -> Tensor:

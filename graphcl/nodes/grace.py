@@ -7,12 +7,13 @@ and loss. Varied: propagation is a lazy walk, and a step may contrast a sample o
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphcl.contrast import info_nce
-from graphcl.nodes.features import Features, drop_columns, linear
-from graphcl.nodes.method import NodeMethod, PreparedGraph, draw_anchors, projection_head
+from graphcl.nodes.convolution import ConvolutionEncoder, draw_view
+from graphcl.nodes.features import Features
+from graphcl.nodes.method import NodeMethod, draw_anchors, projection_head
+from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import SymmetricOperator
 
 
@@ -25,6 +26,7 @@ class GRACEConfig:
     drop_edges: float = 0.2
     temperature: float = 0.5
     num_anchors: int = 1024
+    batch_nodes: int = 0
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     epochs: int = 200
@@ -32,11 +34,7 @@ class GRACEConfig:
 
 
 class GRACE(NodeMethod):
-    """A two-layer graph convolutional network under InfoNCE, features dropped by column.
-
-    Its propagation is ``A + I`` over degrees through the same symmetric operator as ASPECT's:
-    ``(x + A_norm x) / 2``, a lazy walk, in place of the renormalised adjacency.
-    """
+    """A two-layer graph convolutional network under InfoNCE, features dropped by column."""
 
     config_type: ClassVar[type] = GRACEConfig
     config: GRACEConfig
@@ -46,23 +44,18 @@ class GRACE(NodeMethod):
 
     def build(self, in_channels: int) -> None:
         width = self.config.hidden_channels
-        self.first = nn.Linear(in_channels, 2 * width)
-        self.second = nn.Linear(2 * width, width)
-        self.projection = projection_head(width)
+        self.encoder = ConvolutionEncoder(in_channels, width)
+        self.projection = projection_head(width, width)
 
     def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
-        hidden = linear(x, self.first.weight)
-        hidden = F.relu((hidden - operator @ hidden) / 2 + self.first.bias)
-        out = F.linear(hidden, self.second.weight)
-        return F.relu((out - operator @ out) / 2 + self.second.bias)
+        z: Tensor = self.encoder(x, operator)
+        return z
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         config = self.config
         anchors = draw_anchors(len(graph.x), config.num_anchors)
         views = []
         for _ in range(2):
-            x = drop_columns(graph.x, config.drop_features)
-            keep = graph.pattern.drop_edges(config.drop_edges)
-            z = self(x, graph.pattern.shifted_laplacian(keep))
+            z = self(*draw_view(graph, config.drop_features, config.drop_edges))
             views.append(self.projection(z[anchors]))
         return {"info_nce": info_nce(*views, temperature=config.temperature)}

@@ -5,8 +5,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,39 +15,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from graphcl.errors import DataError, GraphCLError
-from graphcl.nodes.features import Features, sparse_if_worth
-from graphcl.spectral import EdgePattern, SymmetricOperator
+from graphcl.errors import GraphCLError
+from graphcl.nodes.batches import NodeBatches
+from graphcl.nodes.features import Features
+from graphcl.nodes.prepared import PreparedGraph, prepare
+from graphcl.spectral import SymmetricOperator
 from graphcl.training import fit, seed_everything
-
-
-class PreparedGraph(NamedTuple):
-    """A graph as the methods read it, prepared once."""
-
-    x: Features  # [num_nodes, in_channels], every row divided by its sum of magnitudes
-    pattern: EdgePattern  # undirected, no self loops, no duplicates
-    operator: SymmetricOperator  # the shifted Laplacian of the whole pattern
-
-
-def prepare(data: Data) -> PreparedGraph:
-    """Prepare a graph: rows of ``x`` scaled, edges undirected, the Laplacian built.
-
-    Isolated nodes and all-zero rows are fine; directed edges count in both directions, self loops
-    and duplicates not at all.
-
-    Raises:
-        DataError: If there is no node, or a feature is not finite.
-    """
-    x = torch.as_tensor(data.x, dtype=torch.float32)
-    if x.dim() != 2 or len(x) == 0:
-        raise DataError(f"x has shape {list(x.shape)}, must be [N, F] with at least one node")
-    if not bool(torch.isfinite(x).all()):
-        row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
-        raise DataError(f"x[{row}, {column}] is not finite; clean the features")
-    pattern = EdgePattern(data.edge_index, len(x))
-    scale = x.abs().sum(1, keepdim=True)
-    features = sparse_if_worth(x / torch.where(scale > 0, scale, 1))
-    return PreparedGraph(features, pattern, pattern.shifted_laplacian())
 
 
 class NodeMethod(nn.Module, ABC):
@@ -86,8 +60,12 @@ class NodeMethod(nn.Module, ABC):
         """Return the optimiser's parameter groups."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def after_epoch(self) -> None:
-        """Do what follows a step, e.g. move a slowly following copy."""
+    def after_step(self, progress: float) -> None:
+        """Do what follows a step, e.g. move a slowly following copy.
+
+        Args:
+            progress: Share of the training's steps before this one, from 0 to just under 1.
+        """
 
     def start(self, data: Data) -> Self:
         """Draw the first weights for a graph's features; the method can embed, untrained."""
@@ -102,27 +80,24 @@ class NodeMethod(nn.Module, ABC):
     def fit(
         self, data: Data, on_epoch: Callable[[int, dict[str, float]], None] | None = None
     ) -> Self:
-        """Train on one graph; labels are never read.
+        """Train on one graph, whole or in batches of nodes; labels are never read.
 
         Args:
             data: ``x [N, F]`` and ``edge_index [2, E]``.
             on_epoch: Called with the epoch (from 1) and the mean of every term.
         """
         graph = prepare(data)
+        batches = NodeBatches(graph, self.config.batch_nodes, self.config.seed)
         self._start(graph)
         optimizer = torch.optim.Adam(
             self.parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-
-        def follow(epoch: int, terms: dict[str, float]) -> None:
-            self.after_epoch()
-            if on_epoch is not None:
-                on_epoch(epoch, terms)
-
+        steps, total = count(), self.config.epochs * len(batches)
+        optimizer.register_step_post_hook(lambda *_: self.after_step(next(steps) / total))
         self.train()
-        fit(self.loss, [graph], optimizer, epochs=self.config.epochs, on_epoch=follow)
+        fit(self.loss, batches, optimizer, epochs=self.config.epochs, on_epoch=on_epoch)
         return self.eval()
 
     @torch.no_grad()
@@ -191,6 +166,8 @@ def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | slice:
     return torch.randperm(num_nodes)[:num_anchors]
 
 
-def projection_head(channels: int) -> nn.Sequential:
+def projection_head(channels: int, out_channels: int) -> nn.Sequential:
     """Return GRACE's projection head: the loss sees its output, the user never does."""
-    return nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, channels))
+    return nn.Sequential(
+        nn.Linear(channels, out_channels), nn.ELU(), nn.Linear(out_channels, out_channels)
+    )

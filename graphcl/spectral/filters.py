@@ -12,6 +12,9 @@ from graphcl.spectral.operators import SymmetricOperator
 
 FilterMode = Literal["simplex", "compat"]
 
+# Share of the whole fall below which no increment starts: one of zero would never learn.
+_LEAST_STEP = 1e-3
+
 
 class MonotoneFilters(nn.Module):
     """A low-pass and a high-pass polynomial filter with monotone values at the Chebyshev nodes.
@@ -20,7 +23,10 @@ class MonotoneFilters(nn.Module):
 
         high: g_0 = 0, g_j = g_{j-1} + u_j          low: g_0 = 2, g_j = g_{j-1} - u_j
 
-    At the straight start the two sum to 2 at every frequency: mixed equally they are the identity.
+    They start in a band: low ``2 (1 - lam / cutoff)^sharpness`` up to the cutoff and nothing above,
+    high its mirror image (scaled to end at 0 and 2 exactly). The straight start, sharpness 1 and
+    cutoff 2, sums to 2 at every frequency: mixed equally the two are the identity. At cutoff 1
+    either filter leaves the middle of the spectrum out, where signals vary at random along edges.
     Between the nodes a polynomial may leave [0, 2] a little.
 
     Args:
@@ -28,9 +34,9 @@ class MonotoneFilters(nn.Module):
         mode: ``"simplex"``, ``u = 2 softmax(theta)`` from 0: low always ends at 0 and high at 2.
             ``"compat"``, ``u = relu(theta)`` from ``2 / K``, as in PolyGCL: a large step can turn
             every increment off for good, and low into the constant 2.
-        sharpness: ``"simplex"`` starts at ``2 (1 - lam / 2)^sharpness`` low and
-            ``2 (lam / 2)^sharpness`` high; 1 is the straight start of PolyGCL, larger values keep
-            a narrower band.
+        sharpness: Exponent of the start; larger values keep a narrower band. ``"simplex"`` only.
+        cutoff: Frequency from which the low-pass starts with nothing, in (0, 2]. ``"simplex"``
+            only.
 
     Attributes:
         theta: ``[order, 2]``; here and everywhere column 0 is low and column 1 high.
@@ -54,7 +60,13 @@ class MonotoneFilters(nn.Module):
         True
     """
 
-    def __init__(self, order: int = 10, mode: FilterMode = "simplex", sharpness: float = 1.0):
+    def __init__(
+        self,
+        order: int = 10,
+        mode: FilterMode = "simplex",
+        sharpness: float = 1.0,
+        cutoff: float = 2.0,
+    ):
         super().__init__()
         if order < 1:
             raise GraphCLError(f"MonotoneFilters: order is {order}; pass 1 or more")
@@ -67,21 +79,33 @@ class MonotoneFilters(nn.Module):
             raise GraphCLError(
                 f"MonotoneFilters: sharpness is {sharpness}; pass more than 0, and 1 with 'compat'"
             )
+        if not (0 < cutoff <= 2 and (mode == "simplex" or cutoff == 2)):
+            raise GraphCLError(
+                f"MonotoneFilters: cutoff is {cutoff}; pass a frequency in (0, 2], and 2 with "
+                "'compat'"
+            )
         self.order = order
         self.mode = mode
         self.sharpness = sharpness
+        self.cutoff = cutoff
         self.theta = nn.Parameter(torch.empty(order, 2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Return to the filters of the start."""
-        if self.sharpness == 1:
-            nn.init.constant_(self.theta, 0.0 if self.mode == "simplex" else 2 / self.order)
+        if self.mode == "compat":
+            nn.init.constant_(self.theta, 2 / self.order)
             return
-        grid = torch.linspace(0, 1, self.order + 1, dtype=torch.float64) ** self.sharpness
-        steps = grid.diff()  # from flat to steep; the low-pass takes them the other way round
-        with torch.no_grad():
-            self.theta.copy_(torch.stack([steps.flip(0), steps], 1).clamp(min=1e-4).log())
+        lam = chebyshev_nodes(self.order) + 1
+        falls = -((1 - lam / self.cutoff).clamp(min=0) ** self.sharpness).diff()
+        if not falls.sum() > 0:
+            raise GraphCLError(
+                f"MonotoneFilters: below cutoff {self.cutoff} lies no node of order {self.order}, "
+                f"the lowest is {float(lam[0]):.3g}; raise one of them"
+            )
+        falls = (falls / falls.sum()).clamp(min=_LEAST_STEP)
+        with torch.no_grad():  # the high-pass rises in the mirror image of the low-pass's fall
+            self.theta.copy_(torch.stack([falls, falls.flip(0)], 1).log())
 
     def values(self) -> Tensor:
         """Return the filters' values at the nodes, ``[order + 1, 2]``."""
@@ -142,4 +166,7 @@ class MonotoneFilters(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"order={self.order}, mode={self.mode!r}, sharpness={self.sharpness}"
+        return (
+            f"order={self.order}, mode={self.mode!r}, sharpness={self.sharpness}, "
+            f"cutoff={self.cutoff}"
+        )

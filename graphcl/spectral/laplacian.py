@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphcl.errors import GraphCLError
 from graphcl.spectral.operators import SymmetricOperator
+from graphcl.spectral.sparse import row_entries
 
 
 class EdgePattern:
@@ -87,6 +88,36 @@ class EdgePattern:
         device = self.device if generator is None else generator.device
         return (torch.rand(self.num_edges, generator=generator, device=device) >= p).to(self.device)
 
+    def subgraph(self, nodes: Tensor) -> "EdgePattern":
+        """Return the pattern of the edges among some nodes, which are numbered anew from 0.
+
+        It costs the edges of these nodes, not those of the graph.
+
+        Shapes:
+            nodes: ``[n]``, integers.
+
+        Args:
+            nodes: At least one node, ascending, each once.
+
+        Raises:
+            GraphCLError: ``nodes`` is something else.
+        """
+        self._check_nodes(nodes)
+        start = torch.searchsorted(self._row, nodes)
+        row, entry = row_entries(start, torch.searchsorted(self._row, nodes, right=True))
+        place = torch.full((self.num_nodes,), -1, device=self.device)
+        place[nodes] = torch.arange(len(nodes), device=self.device)
+        col = place[self._col[entry]]
+        inside = col >= 0
+        row, col, edge = row[inside], col[inside], self._edge[entry[inside]]
+        upper = row < col
+        # The new numbers ascend with the old ones: whatever was sorted is sorted still.
+        sub = object.__new__(EdgePattern)
+        sub.num_nodes = len(nodes)
+        sub.edge_index = torch.stack([row[upper], col[upper]])
+        sub._row, sub._col, sub._edge = row, col, torch.searchsorted(edge[upper], edge)
+        return sub
+
     def shifted_laplacian(
         self, keep: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> SymmetricOperator:
@@ -138,6 +169,15 @@ class EdgePattern:
         adjacency = torch.zeros(len(nodes), len(nodes), dtype=dtype, device=self.device)
         adjacency[low, high] = adjacency[high, low] = 1
         return adjacency
+
+    def _check_nodes(self, nodes: Tensor) -> None:
+        fits = nodes.dtype == torch.long and nodes.dim() == 1 and len(nodes) > 0
+        ascending = fits and bool((nodes.diff() > 0).all())
+        if not (ascending and nodes[0] >= 0 and nodes[-1] < self.num_nodes):
+            raise GraphCLError(
+                f"EdgePattern.subgraph: nodes, {nodes.dtype} of shape {tuple(nodes.shape)}, are "
+                f"not int64 indices from 0 to {self.num_nodes - 1}, ascending, each once; sort them"
+            )
 
     def _check_keep(self, keep: Tensor) -> None:
         if keep.dtype != torch.bool or keep.shape != (self.num_edges,):

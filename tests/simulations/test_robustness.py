@@ -13,7 +13,7 @@ from simulations.probe import ProbeExperiment, load_graph, load_probe
 from simulations.robustness import parse_ratios, run_robustness
 
 BOTH = ("--method", "aspect", "--method", "aspect_s", "--set", "aspect.epochs=3")
-QUICK = (*BOTH, "--set", "aspect_s.warmup_epochs=1", "--set", "probe.epochs=50")
+QUICK = (*BOTH, "--set", "aspect_s.warmup_steps=1", "--set", "probe.epochs=50")
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from graphcl.nodes import (
     reliability_target,
 )
 from graphcl.nodes.features import SparseRows, rows
-from graphcl.nodes.method import prepare
+from graphcl.nodes.prepared import PreparedGraph, prepare
 
 SMALL = ASPECTSConfig(
-    hidden_channels=16, epochs=6, learning_rate=0.01, warmup_epochs=2, attack_every=2
+    hidden_channels=16, epochs=6, learning_rate=0.01, warmup_steps=2, attack_every=2
 )
 
 
@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_embedding_and_labels_are_never_read(data) 
 def test_before_the_first_attack_it_is_aspect_and_afterwards_not(data) -> None:
     own = {name: getattr(SMALL, name) for name in asdict(ASPECTConfig())}
     plain = ASPECT(ASPECTConfig(**own)).fit(data).embed(data)
-    never = replace(SMALL, warmup_epochs=SMALL.epochs)
+    never = replace(SMALL, warmup_steps=SMALL.epochs)
     assert torch.equal(ASPECTS(never).fit(data).embed(data), plain)
     assert not torch.equal(ASPECTS(SMALL).fit(data).embed(data), plain)
 
@@ -105,18 +105,18 @@ def test_an_attack_serves_its_epochs_and_its_graph(data) -> None:
     for _ in range(6):
         method.loss(graph)
         seen.append(method._attacked)
-        method.after_epoch()
+        method.after_step(0.0)
     assert seen[0] is seen[1] is None
     assert seen[2] is seen[3] is not None
     assert seen[4] is seen[5] is not seen[3]
-    method._epoch = 3  # within the epochs of an attack, but another graph
+    method._steps = 3  # within the steps of an attack, but another graph
     other = prepare(contextual_sbm(30, 3, 12, seed=2))
     assert torch.isfinite(sum(method.loss(other).values()))
     assert method._attacked.graph is other
 
 
 def test_the_terms_of_the_loss_are_named_and_the_adversarial_one_trains_the_encoder(data) -> None:
-    config = replace(SMALL, warmup_epochs=0)
+    config = replace(SMALL, warmup_steps=0)
     method, graph = ASPECTS(config).start(data).train(), prepare(data)
     terms = method.loss(graph)
     assert list(terms) == ["fused", "channels", "evidence", "adversarial"]
@@ -128,7 +128,7 @@ def test_the_terms_of_the_loss_are_named_and_the_adversarial_one_trains_the_enco
 
 
 def test_a_stability_weight_moves_the_policy_from_the_sensitive_channel(data) -> None:
-    base = replace(SMALL, epochs=25, warmup_epochs=0, adversarial_weight=0.0, evidence_weight=2.0)
+    base = replace(SMALL, epochs=25, warmup_steps=0, adversarial_weight=0.0, evidence_weight=2.0)
 
     def leaning(weight: float) -> float:
         method = ASPECTS(replace(base, stability_weight=weight)).fit(data)
@@ -179,6 +179,6 @@ def test_sparse_features_are_attacked_as_dense_ones(data) -> None:
     torch.manual_seed(0)
     sparse = method.attack(graph)
     torch.manual_seed(0)
-    dense = method.attack(graph._replace(x=x))
+    dense = method.attack(PreparedGraph(x, graph.pattern))
     torch.testing.assert_close(sparse.x, dense.x)
     torch.testing.assert_close(sparse.sensitivity, dense.sensitivity)

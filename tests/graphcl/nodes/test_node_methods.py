@@ -1,5 +1,7 @@
 """Label-free methods: what they promise to a user, on odd graphs too."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +9,27 @@ from torch_geometric.data import Data
 
 from graphcl.datasets import contextual_sbm
 from graphcl.errors import DataError, GraphCLError
-from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, linear_probe
-from graphcl.nodes.method import prepare
+from graphcl.nodes import (
+    ASPECT,
+    BGRL,
+    GRACE,
+    ASPECTConfig,
+    BGRLConfig,
+    GRACEConfig,
+    linear_probe,
+)
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
+from graphcl.nodes.prepared import prepare
+from graphcl.spectral.sparse import building_csr
 
 SMALL = {"hidden_channels": 16, "epochs": 3, "learning_rate": 0.01}
 METHODS = [
     (ASPECT, ASPECTConfig(**SMALL)),
     *[(ASPECT, ASPECTConfig(**SMALL, policy=p)) for p in ("global", "low", "high", "mean")],
     (GRACE, GRACEConfig(**SMALL)),
+    (BGRL, BGRLConfig(**SMALL)),
 ]
-IDS = ["aspect", "global", "low", "high", "mean", "grace"]
+IDS = ["aspect", "global", "low", "high", "mean", "grace", "bgrl"]
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +85,51 @@ def test_odd_graphs_have_defined_embeddings(method, config):
     assert torch.isfinite(method(config).fit(single).embed(single)).all()
 
 
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_batches_of_nodes_train_and_repeat(data, method, config):
+    batched = replace(config, batch_nodes=20)
+    embedding = method(batched).fit(data).embed(data)
+    assert torch.isfinite(embedding).all()
+    assert torch.equal(method(batched).fit(data).embed(data), embedding)
+    whole = method(config).fit(data).embed(data)
+    assert not torch.equal(embedding, whole)
+    assert torch.equal(method(replace(config, batch_nodes=90)).fit(data).embed(data), whole)
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_batches_of_graphs_without_edges_are_defined(method, config, num_nodes):
+    """Three nodes in batches of two leave one node alone in its batch."""
+    lonely = Data(x=torch.rand(num_nodes, 5), edge_index=torch.empty(2, 0, dtype=torch.long))
+    fitted = method(replace(config, batch_nodes=2)).fit(lonely)
+    assert torch.isfinite(fitted.embed(lonely)).all()
+
+
+def test_sparse_features_are_read_as_the_dense_ones(data):
+    x = torch.where(torch.rand(data.x.shape, generator=torch.Generator()) < 0.05, data.x, 0)
+    dense, config = Data(x=x, edge_index=data.edge_index), GRACEConfig(**SMALL)
+    fitted = GRACE(config).fit(dense)
+    with building_csr():
+        layouts = [x.to_sparse_csr(), x.to_sparse_coo()]
+    for stored in layouts:
+        sparse = Data(x=stored, edge_index=data.edge_index)
+        assert torch.equal(GRACE(config).fit(sparse).embed(sparse), fitted.embed(dense))
+    x[4, 3] = torch.inf
+    with pytest.raises(DataError, match=r"x\[4, 3\] is inf"), building_csr():
+        prepare(Data(x=x.to_sparse_csr(), edge_index=data.edge_index))
+
+
 def test_misuse_is_a_clear_error(data):
     with pytest.raises(GraphCLError, match="no weights yet"):
         ASPECT().embed(data)
     fitted = ASPECT(ASPECTConfig(**SMALL)).fit(data)
     with pytest.raises(GraphCLError, match="fitted on 12 features, the graph has 3"):
         fitted.embed(Data(x=torch.rand(4, 3), edge_index=data.edge_index[:, :0]))
-    with pytest.raises(DataError, match=r"x\[1, 0\] is not finite"):
+    with pytest.raises(DataError, match=r"x\[1, 0\] is nan"):
         prepare(Data(x=torch.tensor([[1.0], [torch.nan]]), edge_index=data.edge_index[:, :0]))
+    for size in (1, -5):
+        with pytest.raises(GraphCLError, match=f"batch_nodes is {size}; pass 2 or more"):
+            GRACE(GRACEConfig(**SMALL, batch_nodes=size)).fit(data)
 
 
 def test_memory_of_a_step_is_bounded_by_the_anchors(data):

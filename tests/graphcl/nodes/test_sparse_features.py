@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from graphcl.nodes.features import SparseRows, drop, drop_columns, linear, sparse_if_worth
+from graphcl.nodes.features import (
+    SparseRows,
+    drop,
+    drop_columns,
+    linear,
+    sparse_if_worth,
+    unit_rows,
+)
 
 
 @pytest.fixture
@@ -50,3 +57,22 @@ def test_only_mostly_zero_features_are_stored_sparsely(x) -> None:
     assert isinstance(sparse_if_worth(x), SparseRows)
     assert isinstance(sparse_if_worth(torch.ones(3, 3)), torch.Tensor)
     assert isinstance(sparse_if_worth(torch.empty(3, 0)), torch.Tensor)
+
+
+def test_rows_are_those_asked_for_in_their_order(x) -> None:
+    sparse, nodes = SparseRows.from_dense(x), torch.tensor([7, 3, 3, 29, 0])
+    rows = sparse[nodes]
+    assert torch.equal(rows.matrix.to_dense(), x[nodes])
+    assert torch.equal(rows.transposed().to_dense(), x[nodes].T)
+    assert sparse[nodes[:0]].matrix.shape == (0, 40)
+
+
+@pytest.mark.parametrize("stored", [lambda x: x, SparseRows.from_dense], ids=["dense", "sparse"])
+def test_rows_are_scaled_to_unit_magnitude_and_zero_rows_stay(x, stored) -> None:
+    x = torch.where(torch.arange(40) % 3 == 0, -1e-20 * x, 1e-20 * x)  # no floor under tiny rows
+    scaled = unit_rows(stored(x))
+    dense = scaled if isinstance(scaled, torch.Tensor) else scaled.matrix.to_dense()
+    for row, original in zip(dense, x, strict=True):
+        total = original.abs().sum()
+        torch.testing.assert_close(row, original / total if total else original)
+    assert (dense[3] == 0).all()

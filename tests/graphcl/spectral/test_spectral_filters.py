@@ -119,7 +119,11 @@ def test_response_at_the_nodes(mode: FilterMode, order: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_start(mode: FilterMode) -> None:
     filters = MonotoneFilters(10, mode)
-    line = torch.linspace(0, 2, 11)
+    if mode == "compat":
+        line = torch.linspace(0, 2, 11)
+    else:  # straight over the frequencies, stretched to end at 0 and 2
+        lam = filters.frequencies()
+        line = 2 * (lam - lam[0]) / (lam[-1] - lam[0])
     torch.testing.assert_close(filters.values(), torch.stack([2 - line, line], 1))
     ends = filters.response(torch.tensor([0.0, 2.0]))
     torch.testing.assert_close(ends, torch.tensor([[2.0, 0.0], [0.0, 2.0]]), rtol=0, atol=0.15)
@@ -128,6 +132,16 @@ def test_start(mode: FilterMode) -> None:
     torch.testing.assert_close((low + high) / 2, v, rtol=0, atol=1e-5)
     low, high = filters(operator_of("random", torch.float32), v, v)
     torch.testing.assert_close((low + high) / 2, v, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sharpness", "cutoff"), [(1.0, 1.0), (2.0, 1.0), (4.0, 2.0), (1.0, 1.5)])
+def test_the_start_keeps_its_band(sharpness: float, cutoff: float) -> None:
+    filters = MonotoneFilters(10, sharpness=sharpness, cutoff=cutoff)
+    lam, values = filters.frequencies(), filters.values()
+    band = (1 - lam / cutoff).clamp(min=0) ** sharpness
+    wanted = 2 * (band - band[-1]) / (band[0] - band[-1])
+    torch.testing.assert_close(values[:, 0], wanted, rtol=0, atol=0.03)  # no step is quite zero
+    torch.testing.assert_close(values[:, 1], values[:, 0].flip(0))
 
 
 @settings(max_examples=25, deadline=None)

@@ -46,6 +46,27 @@ def test_mask_equals_rebuilding(n: int, e: int, seed: int, p: float) -> None:
     torch.testing.assert_close(masked.to_dense(), dense_shifted(kept, n))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 15), st.integers(0, 40), st.integers(0, 1000), st.data())
+def test_subgraph_equals_rebuilding_from_its_edges(n: int, e: int, seed: int, data) -> None:
+    edges = random_edges(n, e, seed)
+    nodes = torch.tensor(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+    sub = EdgePattern(edges, n).subgraph(nodes)
+    inside = torch.isin(edges, nodes).all(0)
+    rebuilt = EdgePattern(torch.searchsorted(nodes, edges[:, inside]), len(nodes))
+    assert torch.equal(sub.edge_index, rebuilt.edge_index)
+    keep = sub.drop_edges(0.4, torch.Generator().manual_seed(seed))
+    for mask in (None, keep):
+        built = sub.shifted_laplacian(mask, dtype=FLOAT).to_dense()
+        assert torch.equal(built, rebuilt.shifted_laplacian(mask, dtype=FLOAT).to_dense())
+
+
+@pytest.mark.parametrize("nodes", [[], [1, 0], [1, 1], [-1, 0], [3, 20], [[0, 1]], [0.0, 1.0]])
+def test_nodes_of_a_subgraph_that_do_not_fit_are_refused(nodes: list) -> None:
+    with pytest.raises(GraphCLError, match=r"subgraph: nodes, torch\.\w+ of shape"):
+        EdgePattern(*GRAPHS["random"]).subgraph(torch.tensor(nodes))
+
+
 def test_pattern_survives_its_masks() -> None:
     pattern = EdgePattern(*GRAPHS["random"])
     before = pattern.shifted_laplacian().to_dense()
