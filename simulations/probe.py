@@ -1,9 +1,10 @@
 """Evaluate label-free node methods: pre-train on a graph, freeze, probe linearly over splits."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,20 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 from torch_geometric.data import Data
 
-from federation.experiment import Scalar, Table, explain, flatten, key, read_toml
+from federation.experiment import (
+    Scalar,
+    Table,
+    describe_keys,
+    explain,
+    flatten,
+    key,
+    read_toml,
+)
 from graphcl.datasets import load
 from graphcl.datasets.protocols import load_splits, random_splits, stored_splits
 from graphcl.datasets.sources import locate
 from graphcl.errors import ConfigError
+from graphcl.metrics import roc_auc
 from graphcl.nodes import (
     ASPECT,
     ASPECTS,
@@ -32,6 +42,7 @@ from graphcl.nodes import (
     linear_probe,
 )
 
+Masks = tuple[Tensor, Tensor, Tensor]
 METHODS: dict[str, type[NodeMethod]] = {
     "aspect": ASPECT,
     "aspect_s": ASPECTS,
@@ -45,11 +56,12 @@ class ProbeTable(Table):
 
     name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
     method: Literal["aspect", "aspect_s", "grace", "bgrl"] = key("aspect", "the label-free method")
-    source: str = key("digits", "digits, pyg:CLASS/NAME, or an .npz file", min_length=1)
+    source: str = key("digits", "digits, mixed, pyg:CLASS/NAME, or an .npz file", min_length=1)
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
     splits: Literal["random", "stored", "geom"] = key(
         "random", "ten random 60/20/20 splits, the file's own masks, or its geom_ masks"
     )
+    weight_decay: float = key(0.0, "L2 penalty of the probe", ge=0)
     epochs: int = key(2000, "steps of the probe", ge=1)
     patience: int = key(200, "steps without a better validation accuracy that end it", ge=1)
 
@@ -65,6 +77,7 @@ class ProbeExperiment(Table):
     aspect_s: ASPECTSConfig = Field(default_factory=dict, validate_default=True)
     grace: GRACEConfig = GRACEConfig()
     bgrl: BGRLConfig = BGRLConfig()
+    search: dict[str, list[Scalar]] = key({}, "values to try per key, see --search")
 
     @field_validator("aspect_s", mode="before")
     @classmethod
@@ -81,11 +94,14 @@ class Probed:
         experiment: The whole configuration.
         result: Accuracies per split.
         untrained: The same of the method before its first step: what the filters alone give.
+        policy_auc: How well the spectral policy tells homophilic nodes from others, in [0, 1]; None
+            for a method without one, or a graph of one kind of nodes.
     """
 
     experiment: ProbeExperiment
     result: ProbeResult
     untrained: ProbeResult
+    policy_auc: float | None
 
 
 def load_probe(path: Path, overrides: dict[str, Scalar] | None = None) -> ProbeExperiment:
@@ -94,12 +110,20 @@ def load_probe(path: Path, overrides: dict[str, Scalar] | None = None) -> ProbeE
     Raises:
         ConfigError: If it is missing, is no TOML, or does not validate.
     """
-    nested = read_toml(path, overrides)
+    return probe_experiment(read_toml(path, overrides), str(path))
+
+
+def probe_experiment(nested: dict[str, Any], origin: str) -> ProbeExperiment:
+    """Validate the nested tables of a probe file.
+
+    Raises:
+        ConfigError: If they do not validate; one line per problem.
+    """
     try:
         return ProbeExperiment.model_validate(nested)
     except ValidationError as error:
         keys = [name for name, _ in flatten(ProbeExperiment().model_dump())]
-        raise ConfigError(explain(error, str(path), keys)) from None
+        raise ConfigError(explain(error, origin, keys)) from None
 
 
 def run_probe(
@@ -109,19 +133,29 @@ def run_probe(
 
     Everything is chosen on validation nodes; every split's test nodes are touched once.
     """
-    probe = experiment.probe
-    data, masks = load_graph(probe)
-
-    def evaluate(method: NodeMethod) -> ProbeResult:
-        embedding = method.embed(data)
-        return linear_probe(embedding, data.y, *masks, epochs=probe.epochs, patience=probe.patience)
-
+    data, masks = load_graph(experiment.probe)
     with one_thread():
-        untrained = evaluate(new_method(experiment).start(data))
-        return Probed(experiment, evaluate(new_method(experiment).fit(data, on_epoch)), untrained)
+        start = new_method(experiment).start(data)
+        untrained = probe_embedding(experiment.probe, start.embed(data), data.y, masks)
+        method = new_method(experiment).fit(data, on_epoch)
+        result = probe_embedding(experiment.probe, method.embed(data), data.y, masks)
+        policy_auc = _policy_auc(method, data)
+    return Probed(experiment, result, untrained, policy_auc)
 
 
-def load_graph(probe: ProbeTable) -> tuple[Data, tuple[Tensor, Tensor, Tensor]]:
+def probe_embedding(probe: ProbeTable, embedding: Tensor, y: Tensor, masks: Masks) -> ProbeResult:
+    """Probe an embedding as an experiment's table says."""
+    return linear_probe(
+        embedding,
+        y,
+        *masks,
+        epochs=probe.epochs,
+        patience=probe.patience,
+        weight_decay=probe.weight_decay,
+    )
+
+
+def load_graph(probe: ProbeTable) -> tuple[Data, Masks]:
     """Load the graph of an evaluation and the masks of its splits."""
     data = load(probe.source, root=probe.root or None)
     return data, _splits(probe, data.y, data)
@@ -147,14 +181,54 @@ def one_thread() -> Iterator[None]:
 def write_result(probed: Probed, out: Path) -> Path:
     """Write configuration and accuracies of a probe as JSON; return the file."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{probed.experiment.probe.name}.json"
+    path = out / f"{probed.experiment.probe.name}-{probed.experiment.probe.splits}.json"
     content = {
         "experiment": probed.experiment.model_dump(),
         "trained": _figures(probed.result),
         "untrained": _figures(probed.untrained),
+        "policy_auc": probed.policy_auc,
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def describe_probe_keys() -> Iterator[tuple[str, Scalar, str]]:
+    """Yield every dotted key of a probe file with its default and its meaning."""
+    yield from describe_keys(ProbeTable, "probe.")
+    for method, kind in METHODS.items():
+        config = kind.config_type
+        meanings = _meanings(config)
+        for field in fields(config):
+            default: Any = field.default
+            yield f"{method}.{field.name}", default, meanings.get(field.name, "")
+    yield "search", "{}", "values to try per dotted key with --search, e.g. aspect.temperature"
+
+
+def _meanings(config: type) -> dict[str, str]:
+    """Return what the docstrings of a configuration and of its bases say of each attribute."""
+    # The other methods refer to ASPECT's docstring for what they share with it.
+    found = {} if config is ASPECTConfig else _meanings(ASPECTConfig)
+    for kind in reversed(config.__mro__[:-1]):
+        entries = re.findall(
+            r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", kind.__doc__ or "", flags=re.MULTILINE
+        )
+        for names, text in entries:
+            plain = re.sub(r":class:`(?:[\w.]*\.)?(\w+)`|``", r"\1", " ".join(text.split()))
+            found |= dict.fromkeys(names.split(", "), plain)
+    return found
+
+
+def _policy_auc(method: NodeMethod, data: Data) -> float | None:
+    if not isinstance(method, ASPECT) or method.config.policy != "node":
+        return None
+    degree, same = torch.zeros(2, len(data.y))
+    source, target = data.edge_index
+    degree.index_add_(0, source, torch.ones(len(source)))
+    same.index_add_(0, source, (data.y[source] == data.y[target]).float())
+    homophilic = (2 * same >= degree)[degree > 0].long()
+    if homophilic.min() == homophilic.max():
+        return None
+    return roc_auc(method.spectral_policy(data)[degree > 0, 0], homophilic)
 
 
 def _figures(result: ProbeResult) -> dict[str, Any]:
@@ -168,7 +242,7 @@ def _figures(result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def _splits(probe: ProbeTable, y: Tensor, data: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _splits(probe: ProbeTable, y: Tensor, data: Any) -> Masks:
     if probe.splits == "random":
         return random_splits(y)
     if probe.splits == "stored":

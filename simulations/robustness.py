@@ -20,11 +20,16 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from graphcl.errors import ConfigError
-from graphcl.nodes import NodeMethod, ProbeResult, bootstrap_half_width, linear_probe
+from graphcl.nodes import NodeMethod, ProbeResult, bootstrap_half_width
 from graphcl.spectral import random_perturbation
-from simulations.probe import ProbeExperiment, load_graph, new_method, one_thread
-
-Masks = tuple[Tensor, Tensor, Tensor]
+from simulations.probe import (
+    Masks,
+    ProbeExperiment,
+    load_graph,
+    new_method,
+    one_thread,
+    probe_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,7 @@ def run_robustness(
         return method
 
     def probed(embedding: Tensor, y: Tensor, masks: Masks) -> ProbeResult:
-        probe = experiment.probe
-        return linear_probe(embedding, y, *masks, epochs=probe.epochs, patience=probe.patience)
+        return probe_embedding(experiment.probe, embedding, y, masks)
 
     def perturb(ratio: float) -> Perturbed:
         graphs = [random_perturbation(data, ratio, seed=seed) for seed in range(seeds)]

@@ -3,7 +3,7 @@
 from graphcl.datasets.digits import digits_graph
 from graphcl.datasets.node_graph import load_npz, save_npz
 from graphcl.datasets.pyg import PYG_CLASSES, load_pyg
-from graphcl.datasets.sbm import contextual_sbm
+from graphcl.datasets.sbm import contextual_sbm, mixed_sbm
 from graphcl.datasets.sources import count_classes, load, load_silos
 from graphcl.datasets.splits import split_nodes
 from graphcl.datasets.validation import validate
@@ -17,6 +17,7 @@ __all__ = [
     "load_npz",
     "load_pyg",
     "load_silos",
+    "mixed_sbm",
     "save_npz",
     "split_nodes",
     "validate",

@@ -1,4 +1,4 @@
-"""The contextual stochastic block model: graphs of any size with known homophily and signal."""
+"""Contextual stochastic block models: graphs of any size with known homophily and signal."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 from graphcl.errors import DataError
-from graphcl.training import numpy_rng
+from graphcl.training import derive_seed, numpy_rng
 
 
 def contextual_sbm(
@@ -62,17 +62,94 @@ def contextual_sbm(
     node = numpy_rng(seed, "sbm", "order").permutation(num_nodes)
     y = np.empty(num_nodes, dtype=np.int64)
     y[node] = np.repeat(np.arange(num_classes), np.diff(bounds))
-
     rng = numpy_rng(seed, "sbm", "features")
     means = rng.standard_normal((num_classes, num_features))
     means *= signal / np.linalg.norm(means, axis=1, keepdims=True)
-    x = rng.standard_normal((num_nodes, num_features), dtype=np.float32)
-    x += means.astype(np.float32)[y]
     return Data(
-        x=torch.from_numpy(x),
+        x=_features(means, y, rng),
         edge_index=to_undirected(torch.from_numpy(node[pairs]), num_nodes=num_nodes),
         y=torch.from_numpy(y),
     )
+
+
+def mixed_sbm(
+    num_nodes: int = 800,
+    num_features: int = 50,
+    *,
+    avg_degree: float = 10.0,
+    homophily: float = 0.9,
+    bridges: float = 0.2,
+    signal: float = 1.0,
+    seed: int = 0,
+) -> Data:
+    """Draw a graph whose first half is homophilic and whose second half is heterophilic.
+
+    Each half is a contextual block model of two classes, equally large; the features of a class
+    are the same in both: ``+signal`` or ``-signal`` times one unit vector, plus standard Gaussian
+    noise. What tells the classes apart is the low frequencies in one half and the high ones in the
+    other, so that no single mixture serves all nodes.
+
+    Args:
+        num_nodes: N, at least 8.
+        num_features: F.
+        avg_degree: Expected number of neighbours within a node's half.
+        homophily: Expected share of edges within a class in the first half; ``1 - homophily`` in
+            the second.
+        bridges: Expected number of neighbours in the other half, of any class.
+        signal: Length of the class means, in standard deviations of the noise.
+        seed: Same seed, same graph.
+
+    Returns:
+        As :func:`contextual_sbm`, and ``homophilic`` bool [N], True in the first half.
+
+    Raises:
+        DataError: An argument is out of range, or there are too few pairs of nodes.
+
+    Source:
+        Ours, for the claim of ASPECT (Li et al., 2026) that one mixture of frequencies for all
+        nodes cannot serve a graph that mixes such regions.
+    """
+    if num_nodes < 8 or not 0 <= bridges < math.inf:
+        raise DataError(
+            f"mixed_sbm: num_nodes is {num_nodes} and bridges {bridges}; pass 8 nodes or more, and "
+            "bridges of zero or more"
+        )
+    half = num_nodes // 2
+    parts = [
+        contextual_sbm(
+            size,
+            2,
+            num_features,
+            avg_degree=avg_degree,
+            homophily=share,
+            signal=signal,
+            seed=derive_seed(seed, "mixed", part),
+        )
+        for part, (size, share) in enumerate(((half, homophily), (num_nodes - half, 1 - homophily)))
+    ]
+    rng = numpy_rng(seed, "mixed", "bridges")
+    ranks, _ = _draw_ranks(
+        np.array([half * (num_nodes - half)]), bridges * num_nodes / 2, "between the halves", rng
+    )
+    across = torch.from_numpy(np.stack([ranks % half, half + ranks // half]))
+    edges = torch.cat([parts[0].edge_index, parts[1].edge_index + half, across], 1)
+    y = torch.cat([part.y for part in parts])
+    rng = numpy_rng(seed, "mixed", "features")
+    axis = rng.standard_normal(num_features)
+    axis *= signal / np.linalg.norm(axis)
+    return Data(
+        x=_features(np.stack([-axis, axis]), y.numpy(), rng),
+        edge_index=to_undirected(edges, num_nodes=num_nodes),
+        y=y,
+        homophilic=torch.arange(num_nodes) < half,
+    )
+
+
+def _features(means: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Return the mean of each node's class plus standard Gaussian noise, float32 [N, F]."""
+    x = rng.standard_normal((len(y), means.shape[1]), dtype=np.float32)
+    x += means.astype(np.float32)[y]
+    return torch.from_numpy(x)
 
 
 def _draw_pairs(

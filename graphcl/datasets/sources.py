@@ -8,6 +8,7 @@ from torch_geometric.data import Data
 from graphcl.datasets.digits import digits_graph
 from graphcl.datasets.node_graph import load_npz, load_npz_graphs
 from graphcl.datasets.pyg import load_pyg
+from graphcl.datasets.sbm import mixed_sbm
 from graphcl.datasets.validation import check_every_class
 from graphcl.errors import DataError
 
@@ -18,9 +19,10 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
     """Load one graph by the name of its source.
 
     Args:
-        source: ``"digits"``, ``"pyg:Planetoid/Cora"`` (see :func:`load_pyg`), or the path of a file
-            that ends in ``.npz`` (see :func:`load_npz`).  A relative path is looked up in the
-            working directory first and then under ``root``.
+        source: ``"digits"``; ``"mixed"``, :func:`mixed_sbm` with its defaults;
+            ``"pyg:Planetoid/Cora"`` (see :func:`load_pyg`); or the path of a file that ends in
+            ``.npz`` (see :func:`load_npz`).  A relative path is looked up in the working directory
+            first and then under ``root``.
         root: The folder of data sets; without it, the folder that the environment variable
             ``GRAPHCL_DATA`` names.
 
@@ -33,6 +35,8 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
     text = str(source)
     if text == "digits":
         return digits_graph()
+    if text == "mixed":
+        return mixed_sbm()
     if text.startswith("pyg:"):
         folder = _root(root)
         if folder is None:
@@ -41,7 +45,8 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
     if text.endswith(".npz"):
         return load_npz(locate(text, root))
     raise DataError(
-        f"{text!r} is no source: use 'digits', 'pyg:CLASS/NAME' or the path of an .npz file"
+        f"{text!r} is no source: use 'digits', 'mixed', 'pyg:CLASS/NAME' or the path of an .npz "
+        "file"
     )
 
 

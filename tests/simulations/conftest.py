@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from graphcl.datasets import contextual_sbm, save_npz
-from simulations import cli
+from simulations import cli, terminal
 
 SMALL_PROBE = """
 [probe]
@@ -26,7 +26,7 @@ def graphcl(tmp_path, monkeypatch, capsys):
     save_npz(contextual_sbm(300, 2, 16, homophily=0.9, signal=0.6), tmp_path / "graph.npz")
     (tmp_path / "small.toml").write_text(SMALL_PROBE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", cli.Console(width=200))
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["graphcl", *arguments])

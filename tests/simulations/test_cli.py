@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations import cli
+from simulations import cli, terminal
 
 TINY = """
 [run]
@@ -35,7 +35,7 @@ def graphcl(tmp_path, monkeypatch, capsys):
     """Return a caller of the command line inside a folder with ``tiny.toml``."""
     (tmp_path / "tiny.toml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", cli.Console(width=200))
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["graphcl", *arguments])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.probe import load_probe
+from simulations.probe import describe_probe_keys, load_probe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
 
@@ -13,7 +13,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"
 def test_probe_prints_a_table_and_writes_the_figures(graphcl, tmp_path) -> None:
     code, out = graphcl("probe", "small.toml")
     assert code == 0, out
-    written = json.loads((tmp_path / "runs" / "probes" / "small.json").read_text())
+    written = json.loads((tmp_path / "runs" / "probes" / "small-random.json").read_text())
     trained, untrained = written["trained"], written["untrained"]
     assert f"{100 * trained['mean']:.2f} ± {100 * trained['confidence']:.2f}" in out
     assert f"{100 * untrained['mean']:.2f}" in out
@@ -24,7 +24,7 @@ def test_probe_prints_a_table_and_writes_the_figures(graphcl, tmp_path) -> None:
 
 
 def test_probe_repeats_to_the_last_digit(graphcl, tmp_path) -> None:
-    results = tmp_path / "runs" / "probes" / "small.json"
+    results = tmp_path / "runs" / "probes" / "small-random.json"
     graphcl("probe", "small.toml")
     first = results.read_text()
     graphcl("probe", "small.toml")
@@ -35,7 +35,7 @@ def test_leaking_protocol_is_shown_only_on_request_and_never_lower(graphcl, tmp_
     code, out = graphcl("probe", "small.toml", "--leaking")
     assert code == 0
     assert "leaking %" in out
-    written = json.loads((tmp_path / "runs" / "probes" / "small.json").read_text())
+    written = json.loads((tmp_path / "runs" / "probes" / "small-random.json").read_text())
     for kind in ("trained", "untrained"):
         assert written[kind]["leaking_mean"] >= written[kind]["mean"]
 
@@ -73,4 +73,42 @@ def test_all_takes_every_file_of_the_folder(graphcl, tmp_path) -> None:
         (folder / f"aspect_{name}.toml").write_text(text)
     code, out = graphcl("probe", "--all", "--set", "probe.epochs=20")
     assert code == 0, out
-    assert sorted(path.stem for path in (tmp_path / "runs/probes").iterdir()) == ["one", "two"]
+    assert sorted(path.stem for path in (tmp_path / "runs/probes").iterdir()) == [
+        "one-random",
+        "two-random",
+    ]
+
+
+def test_two_probes_of_one_name_are_refused(graphcl, tmp_path) -> None:
+    (tmp_path / "again.toml").write_text((tmp_path / "small.toml").read_text())
+    code, out = graphcl("probe", "small.toml", "again.toml")
+    assert code == 2
+    assert "2 probes are named small" in out
+
+
+def test_a_stop_shows_and_keeps_what_was_finished(graphcl, tmp_path) -> None:
+    settings = ("--set", "probe.epochs=20")
+    text = (
+        (tmp_path / "small.toml")
+        .read_text()
+        .replace('"small"', '"bad"')
+        .replace("graph.npz", "absent.npz")
+    )
+    (tmp_path / "bad.toml").write_text(text)
+    code, out = graphcl("probe", "small.toml", "bad.toml", *settings)
+    assert code == 1
+    assert "absent.npz: not found" in out
+    assert "±" in out
+    assert (tmp_path / "runs" / "probes" / "small-random.json").exists()
+
+
+def test_keys_of_a_probe_file_have_meanings(graphcl) -> None:
+    code, out = graphcl("keys", "aspect.", "--probe")
+    assert code == 0
+    for name in ("aspect.temperature", "aspect.drop_edges", "aspect.cutoff"):
+        line = next(line for line in out.splitlines() if line.split()[:1] == [name])
+        assert len(line.split()) > 4, line
+
+
+def test_every_key_of_a_probe_file_says_what_it_means() -> None:
+    assert [name for name, _, meaning in describe_probe_keys() if not meaning] == []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.utils import degree, homophily
 
-from graphcl.datasets import contextual_sbm, digits_graph, validate
+from graphcl.datasets import contextual_sbm, digits_graph, mixed_sbm, validate
 from graphcl.errors import DataError
 
 
@@ -136,3 +136,27 @@ IMPOSSIBLE = {
 def test_sbm_refuses_the_impossible(sizes, options, message):
     with pytest.raises(DataError, match=message):
         contextual_sbm(*sizes, **options)
+
+
+def test_mixed_sbm_is_homophilic_in_one_half_and_heterophilic_in_the_other() -> None:
+    data = mixed_sbm(2000, 8, homophily=0.9, bridges=0.2, signal=1.5, seed=3)
+    source, target = data.edge_index
+    inside = data.homophilic[source] & data.homophilic[target]
+    outside = ~data.homophilic[source] & ~data.homophilic[target]
+    same = (data.y[source] == data.y[target]).float()
+    assert same[inside].mean() == pytest.approx(0.9, abs=0.02)
+    assert same[outside].mean() == pytest.approx(0.1, abs=0.02)
+    bridges = data.homophilic[source] != data.homophilic[target]
+    assert bridges.sum() / 2000 == pytest.approx(0.2, abs=0.05)
+    assert len(source) / 2000 == pytest.approx(10.2, abs=0.4)
+    # The features of a class have one mean in both halves, 2 * 1.5 apart from the other class.
+    means = [
+        data.x[(data.y == c) & half].mean(0)
+        for half in (data.homophilic, ~data.homophilic)
+        for c in (0, 1)
+    ]
+    assert float((means[1] - means[0]).norm()) == pytest.approx(3.0, abs=0.2)
+    assert float((means[0] - means[2]).norm()) < 0.5
+    assert torch.equal(mixed_sbm(2000, 8, signal=1.5, seed=3).x, data.x)
+    with pytest.raises(DataError, match="8 nodes or more"):
+        mixed_sbm(4)

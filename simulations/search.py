@@ -1,0 +1,127 @@
+"""Tune a node method on validation nodes: one key after the other, every trial on record.
+
+A probe file's ``[search]`` table lists values for dotted keys of the file, in the order in which
+they are tried. A key's best value is kept before the next key is looked at, so that the cost is the
+sum of the lists and not their product. Test nodes are never looked at.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from federation.experiment import Scalar
+from graphcl.errors import ConfigError
+from simulations.probe import (
+    ProbeExperiment,
+    load_graph,
+    new_method,
+    one_thread,
+    probe_embedding,
+    probe_experiment,
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and how it did.
+
+    Attributes:
+        settings: Dotted keys that differ from the file.
+        val_accuracy: Best validation accuracy, mean over the splits.
+        seconds: What training and probing took.
+    """
+
+    settings: dict[str, Scalar]
+    val_accuracy: float
+    seconds: float
+
+
+def count_trials(experiment: ProbeExperiment) -> int:
+    """Return how many trials a search takes at most.
+
+    Raises:
+        ConfigError: If the file has nothing to search.
+    """
+    lists = experiment.search.values()
+    if not any(lists):
+        raise ConfigError(
+            f"{experiment.probe.name}: --search needs a [search] table, for example "
+            '"aspect.temperature" = [0.2, 0.5, 1.0]'
+        )
+    return 1 + sum(len(values) for values in lists)
+
+
+def search(
+    nested: dict[str, Any], origin: str, on_trial: Callable[[Trial], None] = lambda trial: None
+) -> list[Trial]:
+    """Try the values of a probe file's ``[search]`` table; the best trial comes last.
+
+    Args:
+        nested: The file's tables.
+        origin: The file, for messages.
+        on_trial: Called after every trial.
+
+    Raises:
+        ConfigError: If a trial's setting does not validate; all are checked before the first runs.
+    """
+    for key, value in _candidates(probe_experiment(nested, origin).search):
+        probe_experiment(_with(nested, {key: value}), origin)
+    trials: dict[str, Trial] = {}
+
+    def best() -> Trial:
+        return max(trials.values(), key=lambda trial: trial.val_accuracy)  # the first of equals
+
+    def attempt(settings: dict[str, Scalar]) -> None:
+        experiment = probe_experiment(_with(nested, settings), origin)
+        name = experiment.model_dump_json()
+        if name not in trials:
+            trials[name] = _try(experiment, settings)
+            on_trial(trials[name])
+
+    attempt({})
+    for key, values in probe_experiment(nested, origin).search.items():
+        kept = best().settings
+        for value in values:
+            attempt({**kept, key: value})
+    winner = best()
+    return [*(trial for trial in trials.values() if trial is not winner), winner]
+
+
+def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) -> Path:
+    """Write all trials as JSON; return the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{experiment.probe.name}-search.json"
+    content = {
+        "experiment": experiment.model_dump(),
+        "best": trials[-1].settings,
+        "trials": [vars(trial) for trial in trials],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _try(experiment: ProbeExperiment, settings: dict[str, Scalar]) -> Trial:
+    started = time.perf_counter()
+    data, masks = load_graph(experiment.probe)
+    with one_thread():
+        embedding = new_method(experiment).fit(data).embed(data)
+        result = probe_embedding(experiment.probe, embedding, data.y, masks)
+    seconds = time.perf_counter() - started
+    return Trial(settings, float(result.val_accuracy.mean()), seconds)
+
+
+def _candidates(lists: dict[str, list[Scalar]]) -> Iterator[tuple[str, Scalar]]:
+    return ((key, value) for key, values in lists.items() for value in values)
+
+
+def _with(nested: dict[str, Any], settings: dict[str, Scalar]) -> dict[str, Any]:
+    """Return the tables of a file with other values for some dotted keys."""
+    nested = deepcopy(nested)
+    for dotted, value in settings.items():
+        table, _, key = dotted.partition(".")
+        nested.setdefault(table, {})[key] = value
+    return nested
