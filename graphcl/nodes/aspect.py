@@ -161,4 +161,4 @@ class ASPECT(NodeMethod):
 
 
 def _fuse(low: Tensor, high: Tensor, shares: Tensor) -> Tensor:
-    return shares[:, :1] * low + shares[:, 1:] * high
+    return (shares[:, :1] * low).addcmul_(shares[:, 1:], high)

@@ -8,7 +8,7 @@ import pytest
 
 from graphcl.datasets import contextual_sbm, save_npz
 from simulations import cli
-from simulations.probe import load_probe
+from simulations.probe import METHODS, load_probe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
 
@@ -90,6 +90,19 @@ def test_a_mistake_is_one_message(graphcl, tmp_path, arguments, message) -> None
     assert code != 0
     assert message in out
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_probed_whole_and_in_batches(graphcl, tmp_path, method) -> None:
+    means = []
+    for batch in (0, 100):
+        keys = [f"probe.method={method}", f"{method}.batch_nodes={batch}", f"{method}.epochs=20"]
+        code, out = graphcl("probe", "small.toml", *(f"--set={key}" for key in keys))
+        assert code == 0, out
+        written = json.loads((tmp_path / "runs" / "probes" / "small.json").read_text())
+        assert written["trained"]["mean"] > 0.7
+        means.append(written["trained"]["test_accuracy"])
+    assert means[0] != means[1]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
