@@ -2,7 +2,7 @@
 
 Contextual block models with communities of a hundred nodes, 80 % of the edges inside them; width
 128, order 10. Every case runs in a fresh process on one thread. ``fit`` and ``embed`` are peaks of
-the process up to the end of each, in MiB; embedding is always of the whole graph. ``kept`` is the share of
+the process up to the end of each; embedding is always of the whole graph. ``kept`` is the share of
 the edges that are inside a batch.
 
 Run with ``python tests/benchmarks/bench_scale.py [--plot FILE.png] [--quick]``.
