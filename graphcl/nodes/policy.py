@@ -32,8 +32,11 @@ class SpectralPolicy(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Return the share of each channel for every node."""
-        seen = torch.cat([F.normalize(low, dim=-1), F.normalize(high, dim=-1)], dim=-1)
-        return self.shares(self.hidden(seen).relu()).softmax(-1)
+        # One layer on both channels side by side, without a copy of them side by side.
+        low_weight, high_weight = self.hidden.weight.chunk(2, dim=1)
+        hidden = F.linear(F.normalize(low, dim=-1), low_weight, self.hidden.bias)
+        hidden = hidden + F.linear(F.normalize(high, dim=-1), high_weight)
+        return self.shares(hidden.relu()).softmax(-1)
 
 
 def evidence_target(evidence: Tensor, temperature: float) -> Tensor:

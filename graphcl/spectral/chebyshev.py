@@ -18,6 +18,9 @@ from torch import Tensor
 from graphcl.errors import GraphCLError
 from graphcl.spectral.operators import SymmetricOperator, check_product
 
+# Columns do not mix: so many at a time keep the recursion's buffers narrow, where nodes are many.
+_WIDTH = 64
+
 
 def chebyshev_nodes(order: int) -> Tensor:
     """Return ``x_j = cos((K - j + 1/2) pi / (K + 1))``: the zeros of ``T_{K+1}``, ascending.
@@ -119,8 +122,10 @@ class _Polynomial(torch.autograd.Function):
         ctx.save_for_backward(v, coefficients)
         scale = coefficients[:, :, None, None]
         out = scale[0] * v
-        for factor, term in zip(scale[1:], _terms(operator.matrix, v, len(scale)), strict=True):
-            out.addcmul_(factor, term)
+        for part, columns in zip(out.split(_WIDTH, -1), v.split(_WIDTH, -1), strict=True):
+            terms = _terms(operator.matrix, columns, len(scale))
+            for factor, term in zip(scale[1:], terms, strict=True):
+                part.addcmul_(factor, term)
         return out
 
     @staticmethod
@@ -154,7 +159,8 @@ def _terms(matrix: Tensor, v: Tensor, count: int) -> Iterator[Tensor]:
     """Yield ``T_1 v .. T_{count-1} v`` in two buffers: each is overwritten two steps later."""
     if count < 2:
         return
-    before, term = v.clone(memory_format=torch.contiguous_format), matrix @ v
+    before = v.clone(memory_format=torch.contiguous_format)
+    term = matrix @ before
     yield term
     for _ in range(count - 2):
         before, term = term, before.addmm_(matrix, term, beta=-1, alpha=2)

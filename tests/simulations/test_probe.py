@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.probe import describe_probe_keys, load_probe
+from simulations.probe import METHODS, describe_probe_keys, load_probe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
 
@@ -57,6 +57,19 @@ def test_a_mistake_is_one_message(graphcl, tmp_path, arguments, message) -> None
     assert code != 0
     assert message in out
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_probed_whole_and_in_batches(graphcl, tmp_path, method) -> None:
+    means = []
+    for batch in (0, 100):
+        keys = [f"probe.method={method}", f"{method}.batch_nodes={batch}", f"{method}.epochs=20"]
+        code, out = graphcl("probe", "small.toml", *(f"--set={key}" for key in keys))
+        assert code == 0, out
+        written = json.loads((tmp_path / "runs" / "probes" / "small-random.json").read_text())
+        assert written["trained"]["mean"] > 0.7
+        means.append(written["trained"]["test_accuracy"])
+    assert means[0] != means[1]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -55,6 +55,19 @@ def test_nodes_and_interpolation(order: int) -> None:
     torch.testing.assert_close(basis @ interpolation_matrix(order), identity)
 
 
+@pytest.mark.parametrize("width", [0, 63, 64, 65, 200])
+def test_signals_of_any_width_are_filtered_column_by_column(width: int) -> None:
+    edge_index, n = GRAPHS["random"]
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(n, width, generator=generator, dtype=FLOAT)
+    coefficients = torch.randn(6, 2, generator=generator, dtype=FLOAT)
+    expected = spectral_form(dense_shifted(edge_index, n), v, coefficients)
+    found = filter_polynomial(operator_of("random"), v, coefficients)
+    torch.testing.assert_close(found, expected)
+    transposed = v.t().contiguous().t()
+    assert torch.equal(filter_polynomial(operator_of("random"), transposed, coefficients), found)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("order", [0, 1, 2, 10])
 def test_recursion_equals_spectral_form(name: str, order: int) -> None:
