@@ -21,6 +21,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_accuracy.py
 	$(BIN)/python tests/benchmarks/bench_contrast.py
 	$(BIN)/python tests/benchmarks/bench_nodes.py
+	$(BIN)/python tests/benchmarks/bench_policy.py
 	$(BIN)/python tests/benchmarks/bench_scale.py
 
 format: install

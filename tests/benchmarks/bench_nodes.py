@@ -75,8 +75,8 @@ def plain(graph: str, epochs: int) -> float:
         for _ in range(2):
             low, high = channels(dropout_edge(data.edge_index, 0.2, force_undirected=True)[0])
             shares = method.shares_of(low, high)
-            fused = shares[:, :1] * low + shares[:, 1:] * high
-            views.append([method.projection(part) for part in (fused, low, high)])
+            fused = method.projection(shares[:, :1] * low + shares[:, 1:] * high)
+            views.append([fused, *(method.channel_projection(part) for part in (low, high))])
         losses = [info_nce(a, b, block_size=None) for a, b in zip(*views, strict=True)]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
