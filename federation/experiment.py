@@ -188,7 +188,16 @@ class AspectTable(Table):
     """ASPECT, beside what it shares with the other label-free methods."""
 
     order: int = key(_ASPECT.order, "degree of the polynomial filters", ge=1)
-    sharpness: float = key(_ASPECT.sharpness, "how steep the filters are at the start", ge=0)
+    fusion: Literal["sum", "concat"] = key(
+        _ASPECT.fusion, "what a node takes of the channels is added up or put side by side"
+    )
+    sharpness: float = key(_ASPECT.sharpness, "how steep the filters are at the start", gt=0)
+    cutoff: float = key(
+        _ASPECT.cutoff, "frequency from which the low-pass starts with nothing", gt=0, le=2
+    )
+    input_scale: float = key(
+        _ASPECT.input_scale, "multiplies the features; large lets them dominate the start", gt=0
+    )
     policy: Literal["node", "global", "low", "high", "mean"] = key(
         _ASPECT.policy, "how the channels are mixed: per node, for all nodes, one alone, or evenly"
     )
@@ -338,6 +347,12 @@ class Experiment(Table):
             raise ValueError(
                 f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
                 "the two branches of strategy.feddbp.fuse = 'concat'; take an even number"
+            )
+        halved = self.task.name == "pretrain" and self.pretrain.method == "aspect"
+        if halved and self.pretrain.aspect.fusion == "concat" and self.model.embedding_channels % 2:
+            raise ValueError(
+                f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
+                "the two channels of pretrain.aspect.fusion = 'concat'; take an even number"
             )
         csbm = self.data.csbm
         if self.data.source == "csbm" and csbm.classes > csbm.nodes:

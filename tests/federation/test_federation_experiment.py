@@ -286,6 +286,7 @@ def unlike_defaults() -> dict:
         "simulation.gpus_per_client": 0.0,
         "pretrain.method": "grace",
         "pretrain.aspect.policy": "global",
+        "pretrain.aspect.fusion": "concat",
         "strategy.personal_weights": "encoder.policy, head",
     }
 

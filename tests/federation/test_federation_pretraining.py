@@ -202,6 +202,9 @@ def test_odd_width_cannot_be_halved_for_pretraining_either():
     keys = {"task.name": "pretrain", "run.compare": "feddbp", "strategy.feddbp.fuse": "concat"}
     with pytest.raises(ConfigError, match="7 cannot be halved"):
         Experiment.from_flat(keys | {"model.embedding_channels": 7})
+    keys = {"task.name": "pretrain", "pretrain.aspect.fusion": "concat"}
+    with pytest.raises(ConfigError, match="7 cannot be halved for the two channels"):
+        Experiment.from_flat(keys | {"strategy.name": "fedavg", "model.embedding_channels": 7})
 
 
 def test_encoders_of_the_other_task_hinder_nothing():

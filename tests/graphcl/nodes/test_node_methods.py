@@ -26,10 +26,11 @@ SMALL = {"hidden_channels": 16, "epochs": 3, "learning_rate": 0.01}
 METHODS = [
     (ASPECT, ASPECTConfig(**SMALL)),
     *[(ASPECT, ASPECTConfig(**SMALL, policy=p)) for p in ("global", "low", "high", "mean")],
+    (ASPECT, ASPECTConfig(**SMALL, fusion="concat", cutoff=1.0, input_scale=100.0)),
     (GRACE, GRACEConfig(**SMALL)),
     (BGRL, BGRLConfig(**SMALL)),
 ]
-IDS = ["aspect", "global", "low", "high", "mean", "grace", "bgrl"]
+IDS = ["aspect", "global", "low", "high", "mean", "concat", "grace", "bgrl"]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,35 @@ def test_sparse_features_are_read_as_the_dense_ones(data):
     x[4, 3] = torch.inf
     with pytest.raises(DataError, match=r"x\[4, 3\] is inf"), building_csr():
         prepare(Data(x=x.to_sparse_csr(), edge_index=data.edge_index))
+
+
+def test_fusion_adds_up_what_a_node_takes_or_puts_it_side_by_side(data):
+    graph = prepare(data)
+    for fusion in ("sum", "concat"):
+        method = ASPECT(ASPECTConfig(**SMALL, fusion=fusion)).start(data)
+        view = method.channels(graph.x, graph.operator)
+        shares = torch.rand(90, 1)
+        shares = torch.cat([shares, 1 - shares], 1)
+        low, high = shares[:, :1] * view.low, shares[:, 1:] * view.high
+        wanted = low + high if fusion == "sum" else torch.cat([low, high], 1)
+        torch.testing.assert_close(method.fuse(view, shares), wanted)
+        assert wanted.shape == (90, 16)
+    with pytest.raises(GraphCLError, match="5 cannot be halved"):
+        ASPECT(ASPECTConfig(hidden_channels=5, fusion="concat")).start(data)
+
+
+def test_input_scale_multiplies_the_features_and_not_the_biases(data):
+    graph = prepare(data)
+    one, many = (
+        ASPECT(ASPECTConfig(**SMALL, input_scale=scale)).start(data) for scale in (1.0, 40.0)
+    )
+    for method in (one, many):
+        torch.nn.init.constant_(method.low.bias, 0.3)
+    scaled = type(graph)(40 * graph.x, graph.pattern)
+    expected = one.channels(scaled.x, graph.operator)
+    found = many.channels(graph.x, graph.operator)
+    torch.testing.assert_close(found.low, expected.low)
+    torch.testing.assert_close(found.high, expected.high)
 
 
 def test_misuse_is_a_clear_error(data):
