@@ -26,9 +26,9 @@ CONFIG = ASPECTConfig(
     sharpness=2.0,
     input_scale=50.0,
     drop_features=0.2,
-    evidence_weight=2.0,
-    evidence_temperature=0.05,
-    epochs=100,
+    evidence_weight=20.0,
+    evidence_temperature=0.02,
+    epochs=150,
 )
 
 
