@@ -35,8 +35,8 @@ class ASPECTSConfig(ASPECTConfig):
         attack_steps: Gradient steps of an attack.
         rayleigh_weight: How much an attack is drawn to high frequencies.
         attacked_nodes: Size of the sampled subgraph that is attacked; it costs its square.
-        attack_every: Epochs that an attack serves.
-        warmup_steps: Epochs without attacks at the start.
+        attack_every: Steps that an attack serves.
+        warmup_steps: Steps without attacks at the start.
         stability_weight: How much the policy avoids sensitive channels; 0 is ASPECT's policy.
         adversarial_weight: Weight of the contrast between a view and the attacked subgraph.
     """
