@@ -19,7 +19,7 @@ from graphcl.datasets.protocols import random_splits
 from graphcl.metrics import roc_auc
 from graphcl.nodes import ASPECT, ASPECTConfig, linear_probe
 
-SEEDS = range(1, 6)
+SEEDS = range(21, 26)  # none of them seen while the configuration was chosen
 CONFIG = ASPECTConfig(
     hidden_channels=64,
     order=5,
