@@ -177,7 +177,7 @@ def _checked(metric: str, **given: Tensor) -> list[Tensor]:
     shapes = {name: list(values.shape) for name, values in given.items()}
     if len(set(map(tuple, shapes.values()))) > 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise GraphCLError(f"{metric}: the shapes differ ({listed}); give one entry for each other")
+        raise GraphCLError(f"{metric}: the shapes differ ({listed}); give them one shape")
     for name, values in given.items():
         if not values.numel():
             raise GraphCLError(f"{metric}: {name} is empty; a mean needs at least one entry")
