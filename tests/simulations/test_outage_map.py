@@ -391,7 +391,7 @@ def test_the_controls_do_what_they_say(browse):
         "South,North,East",
         "East,North,South",
         "North,South,East ascending",
-        "expected customers, % of customers served",
+        "expected customers in % of customers served",
         "view shows true",
         "wheel shows true",
         "zoom shows true",
