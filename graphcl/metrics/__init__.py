@@ -1,5 +1,30 @@
 """The one place where a metric is defined."""
 
 from graphcl.metrics.classification import accuracy, roc_auc
+from graphcl.metrics.counts import (
+    crmse,
+    interval_coverage,
+    interval_width,
+    mape,
+    mean_absolute_error,
+    morisita_horn,
+    ncrmse,
+    poisson_deviance,
+    r2,
+    root_mean_squared_error,
+)
 
-__all__ = ["accuracy", "roc_auc"]
+__all__ = [
+    "accuracy",
+    "crmse",
+    "interval_coverage",
+    "interval_width",
+    "mape",
+    "mean_absolute_error",
+    "morisita_horn",
+    "ncrmse",
+    "poisson_deviance",
+    "r2",
+    "roc_auc",
+    "root_mean_squared_error",
+]
