@@ -1,4 +1,4 @@
-"""The command line: ``graphcl run``, ``report``, ``probe`` and ``keys``."""
+"""The command line: ``graphcl run``, ``report``, ``probe``, ``outage`` and ``keys``."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from rich.table import Table
 from federation.experiment import Experiment, describe_keys, load_experiment
 from federation.learners.graphs import ClientGraphs
 from graphcl.errors import ConfigError, GraphCLError
-from simulations import terminal
+from simulations import outage_command, terminal
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
@@ -98,6 +98,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 
 app.command()(probe)
+app.add_typer(outage_command.app, name="outage")
 
 
 @app.command()

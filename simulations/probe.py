@@ -1,10 +1,9 @@
 """Evaluate label-free node methods: pre-train on a graph, freeze, probe linearly over splits."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +40,7 @@ from graphcl.nodes import (
     bootstrap_half_width,
     linear_probe,
 )
+from simulations.keys import describe_config
 
 Masks = tuple[Tensor, Tensor, Tensor]
 METHODS: dict[str, type[NodeMethod]] = {
@@ -198,26 +198,9 @@ def describe_probe_keys() -> Iterator[tuple[str, Scalar, str]]:
     """Yield every dotted key of a probe file with its default and its meaning."""
     yield from describe_keys(ProbeTable, "probe.")
     for method, kind in METHODS.items():
-        config = kind.config_type
-        meanings = _meanings(config)
-        for field in fields(config):
-            default: Any = field.default
-            yield f"{method}.{field.name}", default, meanings.get(field.name, "")
+        # The other methods refer to ASPECT's docstring for what they share with it.
+        yield from describe_config(kind.config_type, f"{method}.", ASPECTConfig)
     yield "search", "{}", "values to try per dotted key with --search, e.g. aspect.temperature"
-
-
-def _meanings(config: type) -> dict[str, str]:
-    """Return what the docstrings of a configuration and of its bases say of each attribute."""
-    # The other methods refer to ASPECT's docstring for what they share with it.
-    found = {} if config is ASPECTConfig else _meanings(ASPECTConfig)
-    for kind in reversed(config.__mro__[:-1]):
-        entries = re.findall(
-            r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", kind.__doc__ or "", flags=re.MULTILINE
-        )
-        for names, text in entries:
-            plain = re.sub(r":class:`(?:[\w.]*\.)?(\w+)`|``", r"\1", " ".join(text.split()))
-            found |= dict.fromkeys(names.split(", "), plain)
-    return found
 
 
 def _policy_auc(method: NodeMethod, data: Data) -> float | None:

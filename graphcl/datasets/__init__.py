@@ -3,7 +3,12 @@
 from graphcl.datasets.digits import digits_graph
 from graphcl.datasets.node_graph import load_npz, save_npz
 from graphcl.datasets.outage_events import OutageEvents
-from graphcl.datasets.outage_files import load_outage_events, load_storm, save_outage_events
+from graphcl.datasets.outage_files import (
+    load_outage_events,
+    load_storm,
+    save_outage_events,
+    save_storm,
+)
 from graphcl.datasets.pyg import PYG_CLASSES, load_pyg
 from graphcl.datasets.sbm import contextual_sbm, mixed_sbm
 from graphcl.datasets.sources import count_classes, load, load_silos
@@ -27,6 +32,7 @@ __all__ = [
     "mixed_sbm",
     "save_npz",
     "save_outage_events",
+    "save_storm",
     "simulate_storms",
     "split_nodes",
     "validate",

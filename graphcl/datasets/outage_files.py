@@ -173,6 +173,22 @@ def load_storm(
     ).validate(str(place))
 
 
+def save_storm(storm: OutageEvents, path: str | Path) -> None:
+    """Write the weather of one event as the table that :func:`load_storm` reads.
+
+    Raises:
+        DataError: There are several events.
+    """
+    if storm.num_events != 1:
+        raise DataError(f"{path}: a table holds one storm, not {storm.num_events}: use of([i])")
+    rows = zip(storm.location, storm.weather[0].tolist(), strict=True)
+    _write_table(
+        Path(path),
+        ["location", *storm.weather_names],
+        ([location, *map(_cell, values)] for location, values in rows),
+    )
+
+
 def _match_features(found: Sequence[str], wanted: Sequence[str], name: str) -> list[int]:
     """Return where each wanted feature is among those found, which must be the same ones."""
     missing = [feature for feature in wanted if feature not in found]

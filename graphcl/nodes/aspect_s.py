@@ -42,14 +42,14 @@ class ASPECTSConfig(ASPECTConfig):
     """
 
     edge_budget: float = 0.1
-    feature_bound: float = 0.5
+    feature_bound: float = 0.02
     attack_steps: int = 3
     rayleigh_weight: float = 1.0
     attacked_nodes: int = 500
     attack_every: int = 5
     warmup_steps: int = 20
     stability_weight: float = 10.0
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = 0.3
 
 
 class AttackedNodes(NamedTuple):

@@ -1,6 +1,5 @@
 """What every label-free method on nodes shares: fit, embed, save, load."""
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from graphcl.nodes.batches import NodeBatches
 from graphcl.nodes.features import Features
 from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import SymmetricOperator
-from graphcl.training import fit, seed_everything
+from graphcl.training import fit, load_weights, save_weights, seed_everything
 
 
 class NodeMethod(nn.Module, ABC):
@@ -122,9 +120,7 @@ class NodeMethod(nn.Module, ABC):
     def save(self, path: str | Path) -> None:
         """Write configuration and weights to an ``.npz`` file without pickles."""
         header = {"config": asdict(self.config), "in_channels": self.in_channels}
-        weights = {name: value.numpy() for name, value in self.state_dict().items()}
-        with Path(path).open("wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), **weights)
+        save_weights(path, self.state_dict(), header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -133,15 +129,13 @@ class NodeMethod(nn.Module, ABC):
         Raises:
             GraphCLError: If the file is not one of this method.
         """
+        weights, header = load_weights(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                weights = {n: torch.from_numpy(file[n]) for n in file.files if n != "header"}
             method = cls(cls.config_type(**header["config"]))
             method.in_channels = header["in_channels"]
             method.build(method.in_channels)
             method.load_state_dict(weights)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
         return method.eval()
 

@@ -1,5 +1,6 @@
-"""The one training loop, seeding and devices."""
+"""The one training loop, seeding, devices and models on disk."""
 
+from graphcl.training.checkpoints import load_weights, save_weights
 from graphcl.training.devices import select_device
 from graphcl.training.loop import fit
 from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, torch_rng
@@ -7,7 +8,9 @@ from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, to
 __all__ = [
     "derive_seed",
     "fit",
+    "load_weights",
     "numpy_rng",
+    "save_weights",
     "seed_everything",
     "select_device",
     "torch_rng",

@@ -1,0 +1,36 @@
+"""Power outages of storms: SA-HGNN, its graphs, intervals, and what it is compared with."""
+
+from graphcl.outages.baselines import LastSimilarStorm, OutageTrees
+from graphcl.outages.dynamic_graph import DynamicGraphLearner, LearnedMean
+from graphcl.outages.forecast import Forecast, ForecasterConfig, OutageForecaster, Total
+from graphcl.outages.gcn import OutageGCN
+from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
+from graphcl.outages.intervals import CountIntervals
+from graphcl.outages.model import OutageModel, OutageModelConfig
+from graphcl.outages.sa_hgnn import SAHGNN, MixHop, SAHGNNConfig
+from graphcl.outages.scaling import Standardization
+from graphcl.outages.situations import similar_pairs, situation_contrast
+
+__all__ = [
+    "SAHGNN",
+    "CountIntervals",
+    "DynamicGraphLearner",
+    "Forecast",
+    "ForecasterConfig",
+    "LastSimilarStorm",
+    "LearnedMean",
+    "MixHop",
+    "OutageForecaster",
+    "OutageGCN",
+    "OutageModel",
+    "OutageModelConfig",
+    "OutageTrees",
+    "RowMean",
+    "SAHGNNConfig",
+    "Standardization",
+    "Total",
+    "gaussian_knn",
+    "nearest_neighbors",
+    "similar_pairs",
+    "situation_contrast",
+]

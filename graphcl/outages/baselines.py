@@ -1,0 +1,82 @@
+"""What practitioners forecast outages with: trees on the same features, and the last similar storm.
+
+Each has ``fit(events)`` and ``predict(events)`` as the networks have.
+"""
+
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from torch import Tensor
+
+from graphcl.datasets import OutageEvents
+from graphcl.errors import GraphCLError
+from graphcl.outages.scaling import Standardization
+
+
+class OutageTrees:
+    """Trees on one row per location and event: weather, static features, customers, position.
+
+    Args:
+        kind: ``"boosting"``, histogram gradient boosting with a Poisson loss, or ``"forest"``, a
+            random forest; both are scikit-learn's.
+        seed: Decides samples of rows and features.
+    """
+
+    def __init__(self, kind: Literal["boosting", "forest"], seed: int = 0):
+        self.regressor: Any
+        if kind == "boosting":
+            self.regressor = HistGradientBoostingRegressor(loss="poisson", random_state=seed)
+        else:
+            self.regressor = RandomForestRegressor(
+                100, min_samples_leaf=5, max_features=1 / 3, random_state=seed, n_jobs=1
+            )
+
+    def fit(self, events: OutageEvents) -> Self:
+        """Train on events with counts."""
+        self.regressor.fit(_table(events), _counts(events).flatten().numpy())
+        return self
+
+    def predict(self, events: OutageEvents) -> Tensor:
+        """Return expected counts ``[E, N]``."""
+        flat = torch.from_numpy(self.regressor.predict(_table(events))).float()
+        return flat.clamp(min=0).reshape(events.num_events, events.num_locations)
+
+
+class LastSimilarStorm:
+    """Climatology: what the known storm with the most similar weather did to each location."""
+
+    def fit(self, events: OutageEvents) -> Self:
+        """Remember events with counts."""
+        self.known = _counts(events)
+        self.scale = Standardization(events.weather.size(2))
+        self.scale.fit(events.weather.flatten(0, 1))
+        self.weather = self.scale(events.weather)
+        return self
+
+    def predict(self, events: OutageEvents) -> Tensor:
+        """Return the counts of the most similar storm, ``[E, N]``, for the same locations.
+
+        Raises:
+            GraphCLError: The locations are not those that were fitted.
+        """
+        if events.num_locations != self.known.size(1):
+            raise GraphCLError(
+                f"the last similar storm is known at {self.known.size(1)} locations, not at these "
+                f"{events.num_locations}"
+            )
+        weather = self.scale(events.weather)
+        far = torch.stack([(w - self.weather).square().mean((1, 2)) for w in weather])
+        return self.known[far.argmin(1)]
+
+
+def _counts(events: OutageEvents) -> Tensor:
+    if events.outages is None:
+        raise GraphCLError("the events have no counts to learn from")
+    return events.outages.float()
+
+
+def _table(events: OutageEvents) -> np.ndarray:
+    place = torch.cat([events.static, events.customers[:, None], events.latlon.float()], 1)
+    return torch.cat([events.weather.flatten(0, 1), place.repeat(events.num_events, 1)], 1).numpy()
