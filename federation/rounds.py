@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from federation.cohort import discover, draw_cohort
-from federation.experiment import WEIGHT_STRATEGIES, Experiment
+from federation.experiment import Experiment
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
 from federation.records import to_arrays
@@ -21,6 +21,7 @@ from federation.run_directory import KeepsClientStates, RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
 from federation.strategies.weights import first_weights
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from federation.experiment import Experiment, Train
+from federation.experiment import Experiment
+from federation.tables import Train
 from graphcl.errors import ReplyError
 from graphcl.metrics import accuracy, roc_auc
 

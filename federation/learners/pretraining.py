@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from federation.experiment import PROTOTYPE_STRATEGIES, Experiment
+from federation.experiment import Experiment
 from federation.learners.base import Forward, Learner, Penalty, Projector, optimizer_for
 from federation.learners.graphs import client_graphs, graph_of
+from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
 from graphcl.nodes.method import PreparedGraph, prepare
 from graphcl.training import derive_seed, fit

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from federation.experiment import WEIGHT_STRATEGIES, Experiment, load_experiment
+from federation.experiment import Experiment, load_experiment
 from federation.partition import PartitionReport
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
 
 
