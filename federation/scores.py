@@ -63,6 +63,6 @@ SCORES: dict[str, tuple[Score, ...]] = {
         Score("mae", "MAE", "lower"),
         Score("rmse", "RMSE", "lower"),
         Score("total-error", "error of the total (%)", "lower"),
-        Score("morisita-horn", "Morisita-Horn similarity", "higher"),
+        Score("morisita-horn", "Morisita-Horn", "higher"),
     ),
 }
