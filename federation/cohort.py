@@ -8,8 +8,9 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from federation.experiment import WEIGHT_STRATEGIES, Experiment
+from federation.experiment import Experiment
 from federation.strategies import Facts
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 from graphcl.training import numpy_rng
 

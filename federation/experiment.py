@@ -1,319 +1,35 @@
 """The experiment file: one TOML, every key typed, validated before anything starts.
 
 The same keys serve ``graphcl run FILE`` and ``flwr run . --run-config FILE``. Flower flattens a
-file into dotted keys with scalar values, so a list is a string: ``encoders = "gcn, sage"``.
+file into dotted keys with scalar values, so a list is a string: ``encoders = "gcn, sage"``. The
+tables are in :mod:`federation.tables`; here is what spans them, and the way in and out.
 """
 
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import tomli_w
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError, model_validator
 
+from federation.tables import (
+    WEIGHT_STRATEGIES,
+    DataTable,
+    Model,
+    Partition,
+    Pretrain,
+    Run,
+    Simulation,
+    Strategy,
+    Table,
+    Task,
+    Train,
+)
 from graphcl.errors import ConfigError
-from graphcl.nodes import ENCODERS, ASPECTConfig
 
 Scalar = bool | int | float | str
-
-STRATEGIES = ("local", "fedavg", "fedprox", "fedproto", "feddbp", "pooled")
-# One model for all: its weights cross the wire.
-WEIGHT_STRATEGIES = ("fedavg", "fedprox", "pooled")
-# Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
-PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
-
-
-def _names(text: str, known: tuple[str, ...], what: str) -> str:
-    """Check a comma-separated list of names; return it in its normal form."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
-    return ", ".join(names)
-
-
-def _encoders(text: str) -> str:
-    names = _names(text, tuple(ENCODERS), "encoder")
-    if not names:
-        raise ValueError(f"name at least one encoder (known: {', '.join(ENCODERS)})")
-    return names
-
-
-def _strategy(text: str) -> str:
-    name = _names(text, STRATEGIES, "strategy")
-    if name not in STRATEGIES:
-        raise ValueError(f"name one strategy (known: {', '.join(STRATEGIES)})")
-    return name
-
-
-def _strategies(text: str) -> str:
-    return _names(text, STRATEGIES, "strategy")
-
-
-def _listed(text: str) -> str:
-    return ", ".join(name.strip() for name in text.split(",") if name.strip())
-
-
-def key(default: Any, meaning: str, **rules: Any) -> Any:
-    """Declare a key: its default, its meaning for ``graphcl keys``, and its rules."""
-    return Field(default, description=meaning, **rules)
-
-
-class Table(BaseModel):
-    """A table of the experiment file: frozen, typed, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_booleans(cls, value: object) -> object:
-        """Refuse true and false, which Python would take for 1 and 0; no key is boolean."""
-        if isinstance(value, bool):
-            raise ValueError("must not be true or false")
-        return value
-
-
-class Task(Table):
-    """What the clients learn."""
-
-    name: Literal["classify", "pretrain"] = key(
-        "classify", "node classes from labels, or embeddings without labels, probed linearly"
-    )
-
-
-class Run(Table):
-    """What is run and how long."""
-
-    name: str = key("experiment", "part of the run directory's name", pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = key(0, "decides everything random", ge=0)
-    rounds: int = key(50, "rounds of training", ge=1)
-    evaluate_every: int = key(1, "rounds between evaluations of all clients", ge=1)
-    compare: Annotated[str, AfterValidator(_strategies)] = key(
-        "", "strategies to run beside strategy.name on the same partitions, e.g. 'local, pooled'"
-    )
-    min_success: float = key(
-        0.5, "share of a cohort that must succeed, else the run stops", ge=0, le=1
-    )
-    timeout: float = key(600.0, "seconds to wait for the replies of a round; 0 = forever", ge=0)
-    directory: str = key("", "run directory under flwr run; empty = a new one under runs/")
-
-
-class Digits(Table):
-    """scikit-learn's handwritten digits as a k-nearest-neighbour graph."""
-
-    neighbors: int = key(8, "nearest neighbours of every image", ge=1)
-
-
-class ContextualSBM(Table):
-    """A contextual stochastic block model: a graph generator with known homophily."""
-
-    nodes: int = key(1000, "number of nodes", ge=2)
-    classes: int = key(5, "number of classes, equally large", ge=2)
-    features: int = key(32, "width of the features", ge=1)
-    degree: float = key(10.0, "expected degree", gt=0)
-    homophily: float = key(0.8, "expected share of edges within a class", ge=0, le=1)
-    signal: float = key(1.0, "distance of the class means from the origin, in noise units", ge=0)
-
-
-class DataTable(Table):
-    """Where the graph comes from and how its nodes are split on every client."""
-
-    source: str = key(
-        "digits",
-        "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
-        "that holds several graphs",
-        min_length=1,
-    )
-    root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
-    train_ratio: float = key(0.2, "share of each class to train on", gt=0, lt=1)
-    val_ratio: float = key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
-    num_classes: int = key(0, "classes that the data must have; 0 = whatever they have", ge=0)
-    digits: Digits = Digits()
-    csbm: ContextualSBM = ContextualSBM()
-
-    @model_validator(mode="after")
-    def _test_nodes_remain(self) -> Self:
-        if self.train_ratio + self.val_ratio >= 1:
-            raise ValueError(
-                f"train_ratio + val_ratio = {self.train_ratio + self.val_ratio:g} leaves no test "
-                "nodes; their sum must stay below 1"
-            )
-        return self
-
-
-class Partition(Table):
-    """How the nodes are divided over the clients."""
-
-    scheme: Literal["dirichlet", "louvain", "natural"] = key(
-        "dirichlet", "by skewed classes, by graph communities, or one graph per client"
-    )
-    clients: int = key(10, "number of clients", ge=1)
-    alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
-    min_nodes: int = key(10, "nodes that every client must have at least", ge=1)
-
-
-class Model(Table):
-    """The node encoders: client i takes the (i mod n)-th; pre-training reads only the width."""
-
-    encoders: Annotated[str, AfterValidator(_encoders)] = key(
-        "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
-    )
-    hidden_channels: int = key(64, "width between the layers", ge=1)
-    embedding_channels: int = key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
-    num_layers: int = key(2, "layers of the encoder", ge=1)
-    dropout: float = key(0.5, "dropout in the encoder", ge=0, lt=1)
-
-    @property
-    def encoder_names(self) -> list[str]:
-        """The encoders as a list."""
-        return self.encoders.split(", ")
-
-
-_ASPECT = ASPECTConfig()
-
-
-class AspectTable(Table):
-    """ASPECT, beside what it shares with the other label-free methods."""
-
-    order: int = key(_ASPECT.order, "degree of the polynomial filters", ge=1)
-    fusion: Literal["sum", "concat"] = key(
-        _ASPECT.fusion, "what a node takes of the channels is added up or put side by side"
-    )
-    sharpness: float = key(_ASPECT.sharpness, "how steep the filters are at the start", gt=0)
-    cutoff: float = key(
-        _ASPECT.cutoff, "frequency from which the low-pass starts with nothing", gt=0, le=2
-    )
-    input_scale: float = key(
-        _ASPECT.input_scale, "multiplies the features; large lets them dominate the start", gt=0
-    )
-    policy: Literal["node", "global", "low", "high", "mean"] = key(
-        _ASPECT.policy, "how the channels are mixed: per node, for all nodes, one alone, or evenly"
-    )
-    channel_weight: float = key(
-        _ASPECT.channel_weight, "weight of the contrast within each channel", ge=0
-    )
-    evidence_weight: float = key(
-        _ASPECT.evidence_weight, "weight of the evidence that regularises the policy", ge=0
-    )
-    evidence_temperature: float = key(
-        _ASPECT.evidence_temperature, "temperature of that evidence", gt=0
-    )
-    filter_learning_rate: float = key(
-        _ASPECT.filter_learning_rate, "step size of the filters", gt=0
-    )
-
-
-class Pretrain(Table):
-    """A label-free method; its width is ``model.embedding_channels``, its steps are ``train``'s."""
-
-    method: Literal["aspect", "grace"] = key("aspect", "the label-free method")
-    drop_features: float = key(
-        _ASPECT.drop_features, "share of features dropped in a view", ge=0, lt=1
-    )
-    drop_edges: float = key(_ASPECT.drop_edges, "share of edges dropped in a view", ge=0, lt=1)
-    temperature: float = key(_ASPECT.temperature, "temperature of the contrast", gt=0)
-    num_anchors: int = key(512, "nodes contrasted per step; memory grows with its square", ge=2)
-    probe_decay: float = key(0.1, "L2 penalty of the linear probe", gt=0)
-    aspect: AspectTable = AspectTable()
-
-
-class Train(Table):
-    """Local training on every client and round."""
-
-    epochs: int = key(3, "passes over the client's graph per round", ge=1)
-    optimizer: Literal["adam", "sgd"] = key("adam", "adam or sgd")
-    learning_rate: float = key(0.01, "step size", gt=0)
-    weight_decay: float = key(5e-4, "L2 penalty", ge=0)
-
-
-class FedProxTable(Table):
-    """FedProx."""
-
-    proximal_mu: float = key(0.01, "weight of the proximal term", ge=0)
-
-
-class FedProtoTable(Table):
-    """FedProto."""
-
-    lambda_align: float = key(1.0, "weight of the distance to the class's prototype", ge=0)
-    global_weight: Literal["uniform", "count"] = key(
-        "count", "mean over clients by class size (paper) or plain (authors' code)"
-    )
-    inference: Literal["head", "prototype"] = key(
-        "head", "what counts as the prediction; both are recorded"
-    )
-
-
-class FedDBPTable(Table):
-    """FedDBP."""
-
-    fuse: Literal["concat", "sum"] = key(
-        "sum", "join the branches by their mean, or side by side with half the channels each"
-    )
-    lambda_align: float = key(1.0, "weight of the alignment term; 0 = off", ge=0)
-    lambda_contrast: float = key(1.0, "weight of the contrastive term; 0 = off", ge=0)
-    temperature: float = key(1.0, "temperature of the contrastive term", gt=0)
-    global_weight: Literal["fisher", "count", "uniform"] = key(
-        "fisher", "weights of the global mean: class size times Fisher, class size, or none"
-    )
-    fisher_floor: float = key(0.1, "added to the scaled Fisher information in the mean", gt=0)
-    personal: Literal["soft", "hard", "off"] = key(
-        "soft", "how a client keeps its own value on the channels that matter to it"
-    )
-    keep: float = key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
-    threshold: float = key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
-    inference: Literal["head", "prototype"] = key(
-        "prototype", "what counts as the prediction; both are recorded"
-    )
-
-
-class Strategy(Table):
-    """The federated algorithm, its cohort, and the parameters of each algorithm."""
-
-    name: Annotated[str, AfterValidator(_strategy)] = key(
-        "feddbp", f"the federated algorithm: {', '.join(STRATEGIES)}"
-    )
-    fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
-    personal_weights: Annotated[str, AfterValidator(_listed)] = key(
-        "", "weights that stay on their node under fedavg and fedprox, e.g. 'encoder.policy'"
-    )
-    fedprox: FedProxTable = FedProxTable()
-    fedproto: FedProtoTable = FedProtoTable()
-    feddbp: FedDBPTable = FedDBPTable()
-
-    @property
-    def personal_names(self) -> list[str]:
-        """What :attr:`personal_weights` lists, where the strategy averages weights."""
-        averages = self.name in ("fedavg", "fedprox")
-        return [name for name in self.personal_weights.split(", ") if name] if averages else []
-
-    def keeps(self, weight: str) -> bool:
-        """Say whether a weight, by its name in the model's state, stays on its node."""
-        return any(weight == name or weight.startswith(f"{name}.") for name in self.personal_names)
-
-
-class Simulation(Table):
-    """Which carrier moves the messages, and what one client may use."""
-
-    engine: Literal["local", "ray", "flower"] = key(
-        "ray", "in this process, on Ray actors, or under Flower's own engine"
-    )
-    actors: int = key(0, "worker processes; 0 = as many as fit", ge=0)
-    cpus_per_client: int = key(1, "CPUs (and torch threads) of a client", ge=1)
-    gpus_per_client: float = key(0.0, "share of a GPU for a client; 0 = CPU", ge=0)
-    address: str = key("", "address of an existing Ray cluster; empty = start one")
 
 
 class Experiment(Table):
@@ -517,15 +233,3 @@ def _explain(problem: dict[str, Any], keys: list[str]) -> str:
         return f"  {key}: must be a table (got {problem['input']!r})"
     shown = "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"
     return f"  {key}: {message}{shown}"
-
-
-__all__ = [
-    "PROTOTYPE_STRATEGIES",
-    "STRATEGIES",
-    "WEIGHT_STRATEGIES",
-    "Experiment",
-    "Scalar",
-    "describe_keys",
-    "known_keys",
-    "load_experiment",
-]

@@ -7,19 +7,12 @@ from typing import Any
 from federation.experiment import Experiment
 from federation.replies import Exchanged
 from federation.run_directory import Line
-
-# Evaluated metrics, and what weighs them in the mean over clients.
-_EVALUATED = {
-    "accuracy": "num-examples",
-    "val-accuracy": "val-examples",
-    "test-loss": "num-examples",
-    "accuracy-head": "num-examples",
-    "accuracy-prototype": "num-examples",
-    "roc-auc": "num-examples",
-}
+from federation.scores import SCORES, Score
 
 
-def client_lines(server_round: int, train: Exchanged, evaluation: Exchanged | None) -> list[Line]:
+def client_lines(
+    server_round: int, train: Exchanged, evaluation: Exchanged | None, scores: Sequence[Score]
+) -> list[Line]:
     """Return one line per client that trained or was evaluated."""
     trained = train.metrics()
     evaluated = evaluation.metrics() if evaluation else {}
@@ -43,7 +36,7 @@ def client_lines(server_round: int, train: Exchanged, evaluation: Exchanged | No
         if partition in evaluated:
             line |= {
                 name.replace("-", "_"): evaluated[partition][name]
-                for name in (*_EVALUATED, "val-examples")
+                for name in (*_weights(scores), "val-examples")
                 if name in evaluated[partition]
             }
             line["test_examples"] = int(evaluated[partition]["num-examples"])
@@ -54,7 +47,11 @@ def client_lines(server_round: int, train: Exchanged, evaluation: Exchanged | No
 
 
 def round_line(
-    server_round: int, train: Exchanged, evaluation: Exchanged | None, seconds: float
+    server_round: int,
+    train: Exchanged,
+    evaluation: Exchanged | None,
+    scores: Sequence[Score],
+    seconds: float,
 ) -> Line:
     """Return the line of a round: counts, weighted means, bytes."""
     trained = list(train.metrics().values())
@@ -71,10 +68,7 @@ def round_line(
     if trained:
         line["loss"] = weighted_mean(trained, "loss", "num-examples")
     if evaluation:
-        evaluated = list(evaluation.metrics().values())
-        for name, weight in _EVALUATED.items():
-            if any(name in metrics for metrics in evaluated):
-                line[name.replace("-", "_")] = weighted_mean(evaluated, name, weight)
+        line |= _means(list(evaluation.metrics().values()), scores)
         line["evaluation_bytes"] = sum(evaluation.bytes_down.values()) + sum(
             evaluation.bytes_up.values()
         )
@@ -84,10 +78,11 @@ def round_line(
 def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
     """Return the figures of a finished run; the best round is chosen on validation alone.
 
-    Accuracies are missing where no evaluation ever succeeded.
+    Scores are missing where no evaluation ever succeeded.
     """
+    score, *others = SCORES[experiment.task.name]
     rounds = [line for line in lines if line["kind"] == "round"]
-    evaluated = [line for line in rounds if "accuracy" in line]
+    evaluated = [line for line in rounds if score.key in line and score.val_key in line]
     summary: dict[str, Any] = {
         "name": experiment.run.name,
         "strategy": experiment.strategy.name,
@@ -100,9 +95,9 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
         "seconds": math.fsum(line["seconds"] for line in rounds),
     }
     if evaluated:
-        best = max(evaluated, key=lambda line: (line["val_accuracy"], -line["round"]))
+        best = max(evaluated, key=lambda line: (score.rank(line[score.val_key]), -line["round"]))
         clients = [
-            line["accuracy"]
+            line[score.key]
             for line in lines
             if line["kind"] == "client"
             and line["round"] == best["round"]
@@ -110,15 +105,38 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
         ]
         summary |= {
             "best_round": best["round"],
-            "test_accuracy": best["accuracy"],
-            "val_accuracy": best["val_accuracy"],
-            "final_test_accuracy": evaluated[-1]["accuracy"],
-            "worst_client_accuracy": min(clients, default=0.0),
+            f"test_{score.key}": best[score.key],
+            score.val_key: best[score.val_key],
+            f"final_test_{score.key}": evaluated[-1][score.key],
+            f"worst_client_{score.key}": min(clients, key=score.rank, default=0.0),
+            **{f"test_{other.key}": best[other.key] for other in others if other.key in best},
         }
-        for name in ("accuracy_head", "accuracy_prototype", "roc_auc"):
-            if name in best:
-                summary[f"test_{name}"] = best[name]
     return summary
+
+
+def _weights(scores: Sequence[Score]) -> dict[str, str]:
+    """Return what an evaluation may tell, and what weighs it in the mean over clients."""
+    first, *others = scores
+    return {
+        first.name: "num-examples",
+        first.val_name: "val-examples",
+        "test-loss": "num-examples",
+        **{other.name: "num-examples" for other in others},
+    }
+
+
+def _means(evaluated: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Line:
+    """Return the means over clients of what they told.
+
+    The mean of no example is 0. That is the best error there is, so that it is left out where
+    lower is better: a round without a validation example must not be chosen for it.
+    """
+    errors = {name for s in scores if s.better == "lower" for name in (s.name, s.val_name)}
+    return {
+        name.replace("-", "_"): weighted_mean(evaluated, name, weight)
+        for name, weight in _weights(scores).items()
+        if any(name in metrics and (metrics[weight] or name not in errors) for metrics in evaluated)
+    }
 
 
 def weighted_mean(metrics: Sequence[dict[str, Any]], name: str, weight: str) -> float:

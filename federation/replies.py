@@ -10,13 +10,12 @@ from flwr.serverapp import Grid
 
 from federation.cohort import CohortGrid
 from federation.records import num_bytes
+from federation.scores import Score
 from federation.strategies import Facts
 from graphcl.errors import ReplyError
 
 TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
-EVALUATION_METRICS = frozenset(
-    {"partition-id", "num-examples", "val-examples", "test-loss", "accuracy", "val-accuracy"}
-)
+EVALUATION_METRICS = frozenset({"partition-id", "num-examples", "val-examples", "test-loss"})
 
 
 @dataclass
@@ -98,12 +97,17 @@ class Exchanged:
 
         self._keep(check)
 
-    def check_evaluation(self) -> None:
-        """Drop evaluation replies whose metrics cannot be used."""
+    def check_evaluation(self, score: Score) -> None:
+        """Drop evaluation replies whose metrics cannot be used.
+
+        Args:
+            score: What every reply must have of test and of validation examples.
+        """
+        expected = EVALUATION_METRICS | {score.name, score.val_name}
 
         def check(content: RecordDict, partition: int) -> None:
             metrics = _metrics(content, partition)
-            if missing := EVALUATION_METRICS - set(metrics):
+            if missing := expected - set(metrics):
                 raise ReplyError(f"the metrics lack {sorted(missing)}")
 
         self._keep(check)

@@ -12,15 +12,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from federation.cohort import discover, draw_cohort
-from federation.experiment import WEIGHT_STRATEGIES, Experiment
+from federation.experiment import Experiment
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
 from federation.records import to_arrays
 from federation.replies import Exchanged
 from federation.run_directory import KeepsClientStates, RunDirectory
+from federation.scores import SCORES
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
 from federation.strategies.weights import first_weights
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 
 
@@ -32,13 +34,14 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
             succeed; the last complete round stays in the checkpoint.
     """
     facts = discover(grid, experiment)
+    scores = SCORES[experiment.task.name]
     strategy = ALGORITHMS[experiment.strategy.name].strategy(experiment, facts)
     arrays, first = _begin(grid, experiment, facts, strategy, run)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
         train = _train(grid, experiment, facts, strategy, server_round, arrays)
         if train.success < experiment.run.min_success:
-            run.record(client_lines(server_round, train, None))
+            run.record(client_lines(server_round, train, None, scores))
             raise FederationError(_too_few(server_round, train, experiment))
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
         arrays = arrays if aggregated is None else aggregated
@@ -46,8 +49,8 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         seconds = time.perf_counter() - started
         run.record(
             [
-                *client_lines(server_round, train, evaluation),
-                round_line(server_round, train, evaluation, seconds),
+                *client_lines(server_round, train, evaluation, scores),
+                round_line(server_round, train, evaluation, scores, seconds),
             ]
         )
         changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
@@ -92,7 +95,7 @@ def _evaluate(
     evaluation.send(
         strategy.configure_evaluate(server_round, arrays, ConfigRecord(), evaluation.grid)
     )
-    evaluation.check_evaluation()
+    evaluation.check_evaluation(SCORES[experiment.task.name][0])
     return evaluation
 
 

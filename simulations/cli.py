@@ -1,7 +1,7 @@
 """The command line: ``graphcl run``, ``report``, ``probe``, ``outage`` and ``keys``."""
 
-import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from federation.experiment import Experiment, describe_keys, load_experiment
 from federation.learners.graphs import ClientGraphs
+from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, terminal
 from simulations.probe_command import probe
@@ -87,7 +88,8 @@ def run(
             f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]"
         )
         raise
-    _print_outcomes(outcomes)
+    task = load_experiment(directory / "config.toml").task.name
+    _print_outcomes(outcomes, SCORES[task])
     terminal.say(f"Report: [bold]{escape(str(_write_report(directory)))}[/bold]")
 
 
@@ -154,29 +156,35 @@ def _print_plan(experiment: Experiment, clients: ClientGraphs, directory: Path) 
     )
 
 
-def _print_outcomes(outcomes: list[Outcome]) -> None:
+def _print_outcomes(outcomes: list[Outcome], scores: Sequence[Score]) -> None:
+    first, *others = scores
+    known = {name for outcome in outcomes for name in outcome.summary or {}}
+    shown = [first, *(s for s in others if f"test_{s.key}" in known and not s.detail)]
     table = Table(
-        title="Test accuracy at the round with the best validation accuracy",
+        title=f"Test {first.label} at the round with the best validation {first.label}",
         title_justify="left",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    binary = any("test_roc_auc" in (outcome.summary or {}) for outcome in outcomes)
     table.add_column("strategy")
-    scores = ("accuracy", "ROC AUC") if binary else ("accuracy",)
-    for name in (*scores, "worst client", "best round", "MB sent", "seconds"):
+    for name in (
+        *(score.label for score in shown),
+        "worst client",
+        "best round",
+        "MB sent",
+        "seconds",
+    ):
         table.add_column(name, justify="right")
     table.add_column("digest", no_wrap=True)
     for outcome in outcomes:
         summary = outcome.summary
-        if summary is None or "test_accuracy" not in summary:
+        if summary is None or "best_round" not in summary:
             table.add_row(outcome.strategy, *["-"] * (len(table.columns) - 1))
             continue
         table.add_row(
             outcome.strategy,
-            f"{summary['test_accuracy']:.4f}",
-            *([f"{summary.get('test_roc_auc', math.nan):.4f}"] if binary else []),
-            f"{summary['worst_client_accuracy']:.4f}",
+            *(_figure(summary.get(f"test_{score.key}")) for score in shown),
+            _figure(summary[f"worst_client_{first.key}"]),
             str(summary["best_round"]),
             f"{(summary['bytes_up'] + summary['bytes_down']) / 1e6:.2f}",
             f"{summary['seconds']:.1f}",
@@ -186,6 +194,10 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.reason:
             terminal.say(f"{outcome.strategy} was not run: it {outcome.reason}.")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

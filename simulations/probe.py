@@ -12,15 +12,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 from torch_geometric.data import Data
 
-from federation.experiment import (
-    Scalar,
-    Table,
-    describe_keys,
-    explain,
-    flatten,
-    key,
-    read_toml,
-)
+from federation.experiment import Scalar, describe_keys, explain, flatten, read_toml
+from federation.tables import Table, key
 from graphcl.datasets import load
 from graphcl.datasets.protocols import load_splits, random_splits, stored_splits
 from graphcl.datasets.sources import locate

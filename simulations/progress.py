@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
+from federation.scores import SCORES, Score
 
 _POLL_SECONDS = 0.2
 COLUMNS = (
@@ -31,10 +32,11 @@ def watch(experiment: Experiment, console: Console) -> Iterator[None]:
         )
         stop = threading.Event()
         tail = _Tail(RunDirectory(experiment.run.directory))
+        score = SCORES[experiment.task.name][0]
 
         def update() -> None:
             for line in tail.new_rounds():
-                progress.update(task, completed=line["round"], figures=_figures(line))
+                progress.update(task, completed=line["round"], figures=_figures(line, score))
 
         def follow() -> None:
             while not stop.wait(_POLL_SECONDS):
@@ -79,10 +81,11 @@ def _round(text: bytes) -> dict[str, Any] | None:
     return line if line.get("kind") == "round" else None
 
 
-def _figures(line: dict[str, Any]) -> str:
+def _figures(line: dict[str, Any], score: Score) -> str:
     parts = [f"loss {line['loss']:.3f}"] if "loss" in line else []
-    if "accuracy" in line:
-        parts += [f"val {line['val_accuracy']:.3f}", f"test {line['accuracy']:.3f}"]
+    for part, name in (("val", score.val_key), ("test", score.key)):
+        if name in line:
+            parts.append(f"{part} {line[name]:.3f}")
     parts.append(f"{(line['bytes_up'] + line['bytes_down']) / 1e6:.2f} MB")
     if line["failed"]:
         parts.append(f"[red]{line['failed']} failed[/red]")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation.experiment import WEIGHT_STRATEGIES, Experiment, load_experiment
+from federation.experiment import Experiment, load_experiment
 from federation.learners.graphs import ClientGraphs, client_graphs
 from federation.run_directory import RunDirectory, new_directory
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError
 from simulations.carriers import carrier_for
 

@@ -5,13 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
-from federation.experiment import Experiment, Train
+from federation.experiment import Experiment
+from federation.tables import Train
 from graphcl.errors import ReplyError
-from graphcl.metrics import accuracy, roc_auc
 
 
 class Forward(NamedTuple):
@@ -36,24 +34,14 @@ class Learner(ABC):
 
     Attributes:
         model: All that may cross the wire or stay on the node.
-        head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
-        num_classes: Number of classes over all clients.
-        embedding_channels: Width of the embedding.
         holds: The stored record whose state this learner has, if it is known.
     """
 
     model: nn.Module
-    head: nn.Linear
-    num_classes: int
-    embedding_channels: int
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, head: nn.Linear, data: Data, device: torch.device):
-        self.model, self.head = model, head
-        self.y: Tensor = data.y.to(device)
-        self.masks = {
-            split: getattr(data, f"{split}_mask").to(device) for split in ("train", "val", "test")
-        }
+    def __init__(self, model: nn.Module):
+        self.model = model
         self._initial = {name: value.clone() for name, value in model.state_dict().items()}
         self.holds: object = None
         self.reset_optimizer()
@@ -84,39 +72,17 @@ class Learner(ABC):
             penalty: Named terms of the federated algorithm, added to the learner's own loss.
         """
 
-    def features(self) -> Forward:
-        """Return one pass over the training samples in evaluation mode, without gradient."""
-        return self.forward().of(self.masks["train"])
-
     @abstractmethod
-    def forward(self) -> Forward:
-        """Return one pass over all samples in evaluation mode, without gradient."""
-
     def evaluate(self, predict: Predict) -> dict[str, float]:
-        """Return validation and test metrics of every inference that ``predict`` names.
+        """Return the scores of the task on the node's own validation and test examples.
 
-        The first inference named is the one that counts. With two classes, the area under the ROC
-        curve is that of the head.
+        The metrics hold ``num-examples`` and ``val-examples``, the numbers of test and validation
+        examples, ``test-loss``, the first of the task's :data:`federation.scores.SCORES` on both,
+        and the others on test examples.  All are finite, also where there is no example.
+
+        Args:
+            predict: Named inferences of the federated algorithm; the first is the one that counts.
         """
-        out = self.forward()
-        predictions = predict(out)
-        val, test = self.masks["val"], self.masks["test"]
-        loss = F.cross_entropy(out.logits[test], self.y[test], reduction="sum")
-        first = next(iter(predictions.values()))
-        tested = out.of(test)
-        binary = out.logits.size(1) == 2 and len(tested.y.unique()) == 2
-        return {
-            "num-examples": int(test.sum()),
-            "val-examples": int(val.sum()),
-            "test-loss": float(loss) / max(int(test.sum()), 1),
-            "val-accuracy": accuracy(first[val], self.y[val]),
-            "accuracy": accuracy(first[test], self.y[test]),
-            **{
-                f"accuracy-{name}": accuracy(predicted[test], self.y[test])
-                for name, predicted in predictions.items()
-            },
-            **({"roc-auc": roc_auc(tested.logits.diff().flatten(), tested.y)} if binary else {}),
-        }
 
     @abstractmethod
     def reset_optimizer(self) -> None:

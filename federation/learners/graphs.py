@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
-from federation.experiment import DataTable, Experiment, Partition
+from federation.experiment import Experiment
 from federation.partition import (
     PartitionReport,
     dirichlet,
@@ -17,6 +17,7 @@ from federation.partition import (
     partition_report,
     subgraph,
 )
+from federation.tables import DataTable, Partition
 from graphcl.datasets import (
     contextual_sbm,
     count_classes,

@@ -5,13 +5,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners.base import Forward, Learner, Penalty, Projector, optimizer_for
+from federation.learners.base import Forward, Penalty, Projector, optimizer_for
+from federation.learners.classification import ClassificationLearner
 from federation.learners.graphs import client_graphs, graph_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
 from graphcl.training import derive_seed, fit, select_device
 
 
-class NodeLearner(Learner):
+class NodeLearner(ClassificationLearner):
     """Full-graph node classification.
 
     Args:

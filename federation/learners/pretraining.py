@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from federation.experiment import PROTOTYPE_STRATEGIES, Experiment
-from federation.learners.base import Forward, Learner, Penalty, Projector, optimizer_for
+from federation.experiment import Experiment
+from federation.learners.base import Forward, Penalty, Projector, optimizer_for
+from federation.learners.classification import ClassificationLearner
 from federation.learners.graphs import client_graphs, graph_of
+from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
 from graphcl.nodes.method import PreparedGraph, prepare
 from graphcl.training import derive_seed, fit
@@ -43,7 +45,7 @@ class PretrainingModel(nn.Module):
         return out
 
 
-class PretrainingLearner(Learner):
+class PretrainingLearner(ClassificationLearner):
     """Full-graph training without labels.
 
     Labels reach the encoder only through the penalty of a prototype algorithm, which compares the

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import Forward
+from federation.learners import ClassificationLearner, Forward
 from federation.strategies.base import Algorithm, Exchange, Facts
 from federation.strategies.prototypes import (
     PrototypeStrategy,
@@ -51,6 +51,8 @@ class FedProtoExchange(Exchange):
     Wire down: ``prototypes`` with ``values [known, K]`` and ``classes [known]``.
     Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``.
     """
+
+    learner: ClassificationLearner
 
     def receive(self, content: RecordDict) -> None:
         learner = self.learner

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from federation.experiment import STRATEGIES
+from federation.tables import STRATEGIES
 
 INK, MUTED, RULE, SHADE = "#1f2430", "#69707d", "#dfe3e8", "#4a90d9"
 WIDTH = 420  # of every plot, in units of its view box

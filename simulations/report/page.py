@@ -21,13 +21,13 @@ class ClientRow:
         client: Its partition.
         encoder: Its encoder.
         test_examples: Number of its test nodes, if it was ever evaluated.
-        accuracies: Its test accuracy under every strategy.
+        values: What it is judged by, under every strategy.
     """
 
     client: int
     encoder: str
     test_examples: int | None
-    accuracies: tuple[float | None, ...]
+    values: tuple[float | None, ...]
 
 
 def write_report(directory: Path) -> Path:
@@ -64,14 +64,19 @@ def _render(reading: RunReading) -> str:
         "size": units.size,
         "duration": units.duration,
         "number": units.number,
+        "scored": units.scored,
     }
     return environment.get_template(_TEMPLATE).render(
         reading=reading,
         main=reading.runs[0],
         experiment=reading.experiment,
         client_rows=_client_rows(reading),
-        best_accuracy=_best_accuracy(reading),
-        curves=_drawn(plots.accuracy_curves(reading.runs), plots.loss_curves(reading.runs)),
+        score=reading.scores[0],
+        other_scores=reading.scores[1:],
+        best_value=_best_value(reading),
+        curves=_drawn(
+            plots.score_curves(reading.runs, reading.scores[0]), plots.loss_curves(reading.runs)
+        ),
         clients=plots.client_dots(reading),
         classes=plots.class_shares(reading, reading.partition) if reading.partition else None,
         wire=_drawn(plots.bytes_per_round(reading.runs), plots.bytes_in_total(reading.runs)),
@@ -87,20 +92,20 @@ def _drawn(*drawn: plots.Plot | None) -> list[plots.Plot]:
 
 
 def _client_rows(reading: RunReading) -> list[ClientRow]:
-    accuracies = [run.accuracies for run in reading.runs]
     examples = reading.test_examples
     return [
         ClientRow(
             client,
             reading.encoder(client),
             examples.get(client),
-            tuple(of_run.get(client) for of_run in accuracies),
+            tuple(run.client_scores.get(client) for run in reading.runs),
         )
         for client in range(reading.num_clients)
     ]
 
 
-def _best_accuracy(reading: RunReading) -> float | None:
-    """Return the highest accuracy of the table, where there is something to compare."""
-    values = [run.best.accuracy for run in reading.runs if run.best and run.best.accuracy]
-    return max(values) if len(values) > 1 else None
+def _best_value(reading: RunReading) -> float | None:
+    """Return the best score of the table, where there is something to compare."""
+    score = reading.scores[0]
+    values = [run.best.scores[score.key] for run in reading.runs if run.best]
+    return max(values, key=score.rank) if len(values) > 1 else None

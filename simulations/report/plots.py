@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from federation.partition import PartitionReport
+from federation.scores import Score
 from simulations.report.drawing import INK, LOOKS, MUTED, SHADE, Plot, draw
 from simulations.report.reading import RoundLine, RunReading, StrategyRun
-from simulations.report.units import percent, size
+from simulations.report.units import scored, size
 
 _MANY_RUNS = 3  # beyond which validation curves would only confuse
 _MANY_CLIENTS = 25  # beyond which not every row has a label
@@ -19,8 +21,8 @@ _MANY_CLASSES = 12  # beyond which cells are too narrow for numbers
 _FAR_APART = 20  # the ratio from which amounts need a logarithmic scale
 
 
-def accuracy_curves(runs: Sequence[StrategyRun]) -> Plot | None:
-    """Draw test accuracy over the rounds; None before anything was evaluated."""
+def score_curves(runs: Sequence[StrategyRun], score: Score) -> Plot | None:
+    """Draw what the runs are judged by over the rounds; None before anything was evaluated."""
     runs = [run for run in runs if run.evaluated]
     if not runs:
         return None
@@ -29,24 +31,24 @@ def accuracy_curves(runs: Sequence[StrategyRun]) -> Plot | None:
     def paint(axes: Axes) -> None:
         for run in runs:
             if with_validation:
-                known = [line for line in run.evaluated if line.val_accuracy is not None]
-                _curve(axes, run, known, [line.val_accuracy or 0.0 for line in known], thin=True)
-            _curve(axes, run, run.evaluated, [line.accuracy or 0.0 for line in run.evaluated])
-            _mark_best(axes, run, lambda line: line.accuracy)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+                validated = [line.scores[score.val_key] for line in run.evaluated]
+                _curve(axes, run, run.evaluated, validated, thin=True)
+            _curve(axes, run, run.evaluated, [line.scores[score.key] for line in run.evaluated])
+            _mark_best(axes, run, lambda line: line.scores[score.key])
+        _ticks(axes.yaxis, score)
         _rounds(axes)
 
     tops = [
-        f"{run.name} {percent(run.best.accuracy)} at round {run.best.round}"
+        f"{run.name} {scored(run.best.scores[score.key], score)} at round {run.best.round}"
         for run in runs
         if run.best
     ]
     return draw(
-        "accuracy",
-        "Test accuracy",
-        f"Test accuracy over the rounds. At the best validation round: {'; '.join(tops)}.",
-        "Mean over the clients, weighted by their test nodes; higher is better, and the mark is "
-        "the round with the best validation accuracy"
+        score.key,
+        f"Test {score.label}",
+        f"Test {score.label} over the rounds. At the best validation round: {'; '.join(tops)}.",
+        f"Mean over the clients, weighted by their test nodes; {score.better} is better, and the "
+        f"mark is the round with the best validation {score.label}"
         + (", which is the thin dashed line." if with_validation else "."),
         paint,
     )
@@ -77,16 +79,17 @@ def loss_curves(runs: Sequence[StrategyRun]) -> Plot | None:
 
 
 def client_dots(reading: RunReading) -> Plot | None:
-    """Draw every client's test accuracy at the best round; None before anything was evaluated."""
-    runs = [run for run in reading.runs if run.accuracies]
+    """Draw every client's score at the best round; None before anything was evaluated."""
+    runs = [run for run in reading.runs if run.client_scores]
     if not runs:
         return None
+    score = reading.scores[0]
     count = reading.num_clients
 
     def paint(axes: Axes) -> None:
         shifts = np.linspace(-0.2, 0.2, len(runs)) if len(runs) > 1 else [0.0]
         for client in range(count):
-            values = [run.accuracies[client] for run in runs if client in run.accuracies]
+            values = [run.client_scores[client] for run in runs if client in run.client_scores]
             if values:
                 axes.plot(
                     [min(values), max(values)],
@@ -99,8 +102,8 @@ def client_dots(reading: RunReading) -> Plot | None:
         for run, shift in zip(runs, shifts, strict=True):
             look = LOOKS[run.name]
             axes.scatter(
-                list(run.accuracies.values()),
-                [client + shift for client in run.accuracies],
+                list(run.client_scores.values()),
+                [client + shift for client in run.client_scores],
                 s=34 if count <= _MANY_CLIENTS else 12,
                 color=look.light,
                 marker=look.marker,
@@ -108,22 +111,22 @@ def client_dots(reading: RunReading) -> Plot | None:
                 alpha=0.9,
                 zorder=2,
             )
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+        _ticks(axes.xaxis, score)
         axes.grid(axis="x")
         _client_rows(axes, reading)
 
     worst = [
-        f"{run.name} client {run.worst_client[1]} with {percent(run.worst_client[0])}"
+        f"{run.name} client {run.worst_client[1]} with {scored(run.worst_client[0], score)}"
         for run in runs
         if run.worst_client
     ]
     return draw(
         "clients",
-        "Test accuracy of every client",
-        f"Test accuracy of {count} clients. The worst: {'; '.join(worst)}.",
+        f"Test {score.label} of every client",
+        f"Test {score.label} of {count} clients. The worst: {'; '.join(worst)}.",
         f"One row per client{_row_names(reading)}, one mark per strategy at its best validation "
-        "round; the further right the better, and a long line is a client to whom the choice "
-        "matters.",
+        f"round; the further {'right' if score.better == 'higher' else 'left'} the better, and a "
+        "long line is a client to whom the choice matters.",
         paint,
         _rows_height(count),
     )
@@ -262,6 +265,11 @@ def _mark_best(axes: Axes, run: StrategyRun, value: Callable[[RoundLine], float 
             markeredgewidth=1,
             zorder=5,
         )
+
+
+def _ticks(axis: Axis, score: Score) -> None:
+    if score.percent:
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
 
 
 def _rounds(axes: Axes) -> None:

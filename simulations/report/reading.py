@@ -4,21 +4,24 @@ A run that was killed is read as far as it came: no ``summary.json``, and perhap
 of metrics.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from federation.experiment import WEIGHT_STRATEGIES, Experiment, load_experiment
+from federation.experiment import Experiment, load_experiment
 from federation.partition import PartitionReport
+from federation.scores import SCORES, Score
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
 
 
 @dataclass(frozen=True)
 class ClientLine:
-    """One client in one round, as in ``metrics.jsonl``; its figures are None where it failed."""
+    """One client in one round, as in ``metrics.jsonl``; it has no scores where it failed."""
 
     kind: Literal["client"]
     round: int
@@ -26,13 +29,13 @@ class ClientLine:
     status: Literal["ok", "failed", "idle"]
     reason: str = ""
     evaluation: str = ""
-    accuracy: float | None = None
     test_examples: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RoundLine:
-    """One round over all clients, as in ``metrics.jsonl``; no accuracy if it was not evaluated."""
+    """One round over all clients, as in ``metrics.jsonl``; no scores if it was not evaluated."""
 
     kind: Literal["round"]
     round: int
@@ -42,10 +45,7 @@ class RoundLine:
     bytes_up: int
     seconds: float
     loss: float | None = None
-    accuracy: float | None = None
-    val_accuracy: float | None = None
-    accuracy_head: float | None = None
-    accuracy_prototype: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class StrategyRun:
 
     Attributes:
         name: The strategy.
+        score: What it is judged by, at the round that is best by the same on validation examples.
         planned: Number of rounds it was to run.
         rounds: The complete rounds, ascending.
         clients: Every client of every round.
@@ -80,6 +81,7 @@ class StrategyRun:
     """
 
     name: str
+    score: Score
     planned: int
     rounds: tuple[RoundLine, ...]
     clients: tuple[ClientLine, ...]
@@ -92,8 +94,9 @@ class StrategyRun:
 
     @cached_property
     def evaluated(self) -> tuple[RoundLine, ...]:
-        """The rounds that have an accuracy."""
-        return tuple(line for line in self.rounds if line.accuracy is not None)
+        """The rounds that have the score, on test and on validation examples."""
+        needed = {self.score.key, self.score.val_key}
+        return tuple(line for line in self.rounds if needed <= set(line.scores))
 
     @cached_property
     def trained(self) -> tuple[RoundLine, ...]:
@@ -102,9 +105,10 @@ class StrategyRun:
 
     @cached_property
     def best(self) -> RoundLine | None:
-        """The first round with the best validation accuracy."""
+        """The first round with the best score on validation examples."""
+        rank, name = self.score.rank, self.score.val_key
         return max(
-            self.evaluated, key=lambda line: (line.val_accuracy or 0.0, -line.round), default=None
+            self.evaluated, key=lambda line: (rank(line.scores[name]), -line.round), default=None
         )
 
     @property
@@ -113,18 +117,23 @@ class StrategyRun:
         return self.evaluated[-1] if self.evaluated else None
 
     @cached_property
-    def accuracies(self) -> dict[int, float]:
-        """Test accuracy of every client at the best round, by partition."""
+    def client_scores(self) -> dict[int, float]:
+        """The score of every client that has test examples at the best round, by partition."""
+        name = self.score.key
         return {
-            line.partition: line.accuracy
+            line.partition: line.scores[name]
             for line in self.clients
-            if self.best and line.round == self.best.round and line.accuracy is not None
+            if self.best
+            and line.round == self.best.round
+            and line.test_examples
+            and name in line.scores
         }
 
     @property
     def worst_client(self) -> tuple[float, int] | None:
-        """The lowest accuracy of a client at the best round, and its partition."""
-        return min(((value, client) for client, value in self.accuracies.items()), default=None)
+        """The worst score of a client at the best round, and the first partition that has it."""
+        pairs = ((value, client) for client, value in self.client_scores.items())
+        return min(pairs, key=lambda pair: (self.score.rank(pair[0]), pair[1]), default=None)
 
     @property
     def bytes_up(self) -> int:
@@ -184,7 +193,7 @@ class RunReading:
         experiment: The resolved configuration.
         config: Its text.
         environment: Versions and platform.
-        runs: The main strategy, then the compared ones.
+        runs: The main strategy, then the compared ones, all judged by the same score.
         absent: Compared strategies without a run.
         partition: How the data were divided; None where the run did not divide them itself.
     """
@@ -217,6 +226,13 @@ class RunReading:
     def failures(self) -> tuple[Failure, ...]:
         """The failures of all strategies."""
         return tuple(failure for run in self.runs for failure in run.failures)
+
+    @cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """What the runs were judged by, then the other scores of the task that some run has."""
+        first, *others = SCORES[self.experiment.task.name]
+        known = {name for run in self.runs for line in run.rounds for name in line.scores}
+        return (first, *(score for score in others if score.key in known))
 
     def encoder(self, client: int) -> str:
         """Return the encoder of a client: the list is dealt out in turn."""
@@ -252,6 +268,7 @@ def read_run(directory: Path) -> RunReading:
 _LINE: TypeAdapter[ClientLine | RoundLine] = TypeAdapter(
     Annotated[ClientLine | RoundLine, Field(discriminator="kind")]
 )
+_FIELDS = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -291,10 +308,12 @@ def _partition(path: Path) -> PartitionReport | None:
 
 
 def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
-    lines = _metrics(directory / "metrics.jsonl")
+    scores = SCORES[experiment.task.name]
+    lines = _metrics(directory / "metrics.jsonl", scores)
     summary = directory / "summary.json"
     return StrategyRun(
         name=experiment.strategy.name,
+        score=scores[0],
         planned=experiment.run.rounds,
         rounds=tuple(line for line in lines if isinstance(line, RoundLine)),
         clients=tuple(line for line in lines if isinstance(line, ClientLine)),
@@ -302,13 +321,16 @@ def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
     )
 
 
-def _metrics(path: Path) -> list[ClientLine | RoundLine]:
+def _metrics(path: Path, scores: Sequence[Score]) -> list[ClientLine | RoundLine]:
     """Read all metrics; a last line without its end is what a killed run was writing."""
+    names = {name for score in scores for name in (score.key, score.val_key)}
     *whole, _ = _bytes(path).split(b"\n")
     lines = []
     for number, text in enumerate(whole, start=1):
         try:
-            lines.append(_LINE.validate_json(text))
+            line = _FIELDS.validate_json(text)
+            found = {name: value for name, value in line.items() if name in names}
+            lines.append(_LINE.validate_python({**line, "scores": found}))
         except ValidationError as error:
             raise FederationError(f"{path}, line {number}: damaged: {_first(error)}") from None
     return lines

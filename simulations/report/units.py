@@ -1,6 +1,9 @@
 """Numbers as people read them; what is missing is a dash."""
 
+from federation.scores import Score
+
 DASH = "\N{EN DASH}"
+_DIGITS = 4  # of a score that is no percentage
 _SPACE = "\N{NO-BREAK SPACE}"
 _SIZES = ("B", "kB", "MB", "GB", "TB")
 
@@ -8,6 +11,14 @@ _SIZES = ("B", "kB", "MB", "GB", "TB")
 def percent(share: float | None) -> str:
     """Return a share as a percentage with one decimal."""
     return DASH if share is None else f"{100 * share:.1f}{_SPACE}%"
+
+
+def scored(value: float | None, score: Score) -> str:
+    """Return a score as a percentage, or with four digits and all of those before its point."""
+    if value is None or score.percent:
+        return percent(value)
+    whole = len(str(int(abs(value))))
+    return number(value, max(_DIGITS - whole, 0))
 
 
 def size(num_bytes: float) -> str:

@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from federation.experiment import (
-    PROTOTYPE_STRATEGIES,
-    STRATEGIES,
-    WEIGHT_STRATEGIES,
-    Experiment,
-    describe_keys,
-    known_keys,
-    load_experiment,
-)
+from federation.experiment import Experiment, describe_keys, known_keys, load_experiment
 from federation.learners.graphs import client_graphs
 from federation.strategies import ALGORITHMS
 from federation.strategies.fedproto import FedProtoExchange
+from federation.tables import PROTOTYPE_STRATEGIES, STRATEGIES, WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

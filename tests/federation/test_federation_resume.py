@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from federation import run_directory
-from federation.experiment import WEIGHT_STRATEGIES
 from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS
+from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 from simulations.carriers.local import LocalGrid
 

@@ -1,12 +1,15 @@
 """The command line: what a user types and reads."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from federation.learners import NodeLearner
+from federation.scores import SCORES
 from simulations import cli, terminal
 
 TINY = """
@@ -97,13 +100,32 @@ def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, argument
 def test_a_federation_that_cannot_go_on_exits_non_zero_and_says_how_to_resume(
     graphcl, tmp_path, monkeypatch
 ) -> None:
-    from federation.learners import NodeLearner
-
     monkeypatch.setattr(NodeLearner, "fit", lambda self, penalty: {"loss": float("nan")})
     code, out = graphcl("run", "tiny.toml")
     assert code == 1
     assert "0 of 3 clients succeeded" in out
     assert "graphcl run --resume" in out
+
+
+def test_the_terminal_tells_a_run_in_the_scores_of_its_task(graphcl, monkeypatch) -> None:
+    def evaluate(learner, predict) -> dict[str, float]:
+        mae = float(len(learner.y))
+        counts = {"num-examples": 1, "val-examples": 1, "test-loss": 0.0}
+        return {**counts, "mae": mae, "val-mae": 1234.5, "rmse": 2 * mae, "total-error": 7.5}
+
+    monkeypatch.setitem(SCORES, "classify", SCORES["outages"])
+    monkeypatch.setattr(NodeLearner, "evaluate", evaluate)
+    code, out = graphcl("run", "tiny.toml", "--set", "run.compare=")
+    assert code == 0, out
+    assert "Test MAE at the round with the best validation MAE" in out
+    assert "val 1234.500  test 40.000" in out
+    table = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    header = next(row for row in table if row[0] == "strategy")
+    assert header[1:5] == ["MAE", "RMSE", "error of the total (%)", "worst client"]
+    largest = max(int(size) for size in re.findall(r"to (\d+) nodes", out))
+    row = next(row for row in table if row[:2] == ["feddbp", "40.0000"])
+    assert row[2:5] == ["80.0000", "7.5000", f"{largest:.4f}"]
+    assert "accuracy" not in out
 
 
 def test_every_key_is_listed_with_its_meaning(graphcl) -> None:

@@ -9,24 +9,35 @@ from typing import Any
 import pytest
 
 from federation.experiment import Experiment
+from federation.tables import PROTOTYPE_STRATEGIES
 from simulations.report import write_report
 
 MakeRun = Callable[..., Path]
+# From strategy, round and client to the scores of its line.
+ScoresOf = Callable[[str, int, int], dict[str, float]]
 CLASSES = 4
 
 
-def client_line(server_round: int, client: int, evaluated: bool, reason: str) -> dict[str, Any]:
+def client_line(
+    server_round: int, client: int, scores: dict[str, float], reason: str
+) -> dict[str, Any]:
     line: dict[str, Any] = {"kind": "client", "round": server_round, "partition": client}
     if reason:
         line |= {"status": "failed", "reason": reason, "bytes_down": 400, "bytes_up": 0}
     else:
         line |= {"status": "ok", "loss": 1.0, "support": 10, "seconds": 0.01}
         line |= {"bytes_down": 400, "bytes_up": 900}
-    if evaluated and not reason:
-        accuracy = accuracy_of(server_round, client)
-        line |= {"accuracy": accuracy, "val_accuracy": accuracy, "accuracy_head": accuracy}
+    if scores and not reason:
+        line |= scores
         line |= {"test_loss": 0.5, "val_examples": 20, "test_examples": 20 + client}
     return line
+
+
+def class_scores(strategy: str, server_round: int, client: int) -> dict[str, float]:
+    names = ["accuracy", "val_accuracy", "accuracy_head"]
+    if strategy in PROTOTYPE_STRATEGIES:
+        names.append("accuracy_prototype")
+    return dict.fromkeys(names, accuracy_of(server_round, client))
 
 
 def accuracy_of(server_round: int, client: int) -> float:
@@ -47,6 +58,7 @@ def write_run(
     failing: Mapping[tuple[int, int], str] | None = None,
     scale: int = 1,
     partition: bool = True,
+    scores_of: ScoresOf = class_scores,
 ) -> Path:
     """Write the files of one strategy's run; with ``done`` it was killed after so many rounds."""
     directory.mkdir(parents=True)
@@ -69,7 +81,8 @@ def write_run(
     for server_round in range(1, (rounds if done is None else done) + 1):
         evaluated = server_round % evaluate_every == 0 or server_round == rounds
         reasons = {c: (failing or {}).get((server_round, c), "") for c in range(clients)}
-        own = [client_line(server_round, c, evaluated, reasons[c]) for c in range(clients)]
+        scores = [scores_of(strategy, server_round, c) if evaluated else {} for c in range(clients)]
+        own = [client_line(server_round, c, scores[c], reasons[c]) for c in range(clients)]
         ok = [line for line in own if line["status"] == "ok"]
         lines += own
         line = {
@@ -84,9 +97,8 @@ def write_run(
         }
         if ok:
             line["loss"] = 2.0 / server_round
-        if evaluated and ok:
-            mean = math.fsum(line["accuracy"] for line in ok) / len(ok)
-            line |= {"accuracy": mean, "val_accuracy": mean, "accuracy_head": mean}
+        if ok:
+            line |= {name: math.fsum(x[name] for x in ok) / len(ok) for name in scores[0]}
         lines.append(line)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if done is None:

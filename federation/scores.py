@@ -1,0 +1,68 @@
+"""What every task is scored by."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of merit on a client's own test examples.
+
+    Attributes:
+        name: In the metrics of a client; files have underscores for its dashes.
+        label: In words, as they stand inside a sentence.
+        better: Which of two values is the better one.
+        percent: Whether it is a share, which the report shows as a percentage.
+        detail: Whether it is for the report alone, which has more room than the terminal.
+    """
+
+    name: str
+    label: str
+    better: Literal["higher", "lower"]
+    percent: bool = False
+    detail: bool = False
+
+    @property
+    def val_name(self) -> str:
+        """The name of the same on validation examples."""
+        return f"val-{self.name}"
+
+    @property
+    def key(self) -> str:
+        """The name in ``metrics.jsonl``."""
+        return self.name.replace("-", "_")
+
+    @property
+    def val_key(self) -> str:
+        """The name of the same on validation examples in ``metrics.jsonl``."""
+        return f"val_{self.key}"
+
+    @property
+    def title(self) -> str:
+        """The label with a capital, as it begins a line."""
+        return self.label[0].upper() + self.label[1:]
+
+    def rank(self, value: float) -> float:
+        """Return the value, turned such that more is better."""
+        return value if self.better == "higher" else -value
+
+
+_CLASSES = (
+    Score("accuracy", "accuracy", "higher", percent=True),
+    Score("accuracy-head", "head", "higher", percent=True, detail=True),
+    Score("accuracy-prototype", "prototype", "higher", percent=True, detail=True),
+    Score("roc-auc", "ROC AUC", "higher", percent=True),  # of two classes alone
+)
+
+# By task.name. The first is also scored on validation examples, where it chooses the best round;
+# an evaluation always has it, and the others where they apply.
+SCORES: dict[str, tuple[Score, ...]] = {
+    "classify": _CLASSES,
+    "pretrain": _CLASSES,
+    "outages": (
+        Score("mae", "MAE", "lower"),
+        Score("rmse", "RMSE", "lower"),
+        Score("total-error", "error of the total (%)", "lower"),
+        Score("morisita-horn", "Morisita-Horn", "higher"),
+    ),
+}
