@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from federation.experiment import Scalar, Table, describe_keys, explain, flatten, key, read_toml
+from federation.experiment import Scalar, describe_keys, explain, flatten, read_toml
+from federation.tables import Table, key
 from graphcl.datasets import OutageEvents, load_outage_events, simulate_storms
 from graphcl.errors import ConfigError
 from graphcl.metrics import (
