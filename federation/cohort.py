@@ -53,7 +53,11 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         )
     return Facts(
         nodes=dict(sorted(found.items(), key=lambda item: item[1])),
-        in_channels=_agree(facts, "in-channels", experiment.strategy.name in WEIGHT_STRATEGIES),
+        channels={
+            name: _agree(facts, name, experiment.strategy.name in WEIGHT_STRATEGIES)
+            for name in next(iter(facts.values()))
+            if name.endswith("-channels")
+        },
         num_classes=_agree(facts, "num-classes", True),
     )
 

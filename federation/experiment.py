@@ -18,6 +18,7 @@ from federation.tables import (
     WEIGHT_STRATEGIES,
     DataTable,
     Model,
+    Outages,
     Partition,
     Pretrain,
     Run,
@@ -41,6 +42,7 @@ class Experiment(Table):
     partition: Partition = Partition()
     model: Model = Model()
     pretrain: Pretrain = Pretrain()
+    outages: Outages = Outages()
     train: Train = Train()
     strategy: Strategy = Strategy()
     simulation: Simulation = Simulation()
@@ -53,10 +55,13 @@ class Experiment(Table):
                 f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
                 "use a prototype strategy (fedproto, feddbp)"
             )
-        if self.task.name == "pretrain" and self.simulation.gpus_per_client:
+        if self.task.name != "classify" and self.simulation.gpus_per_client:
             raise ValueError(
-                "simulation.gpus_per_client: task.name = 'pretrain' runs on the CPU; leave it at 0"
+                f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
+                "leave it at 0"
             )
+        if self.task.name == "outages":
+            self._possible_outages()
         planned = (self.strategy.name, *self.run.compare.split(", "))
         feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
@@ -89,11 +94,31 @@ class Experiment(Table):
             )
         return self
 
+    def _possible_outages(self) -> None:
+        if self.partition.scheme != "natural":
+            raise ValueError(
+                "partition.scheme: task.name = 'outages' has one district per client; set it to "
+                "'natural'"
+            )
+        if self.data.source in ("digits", "csbm") or self.data.source.startswith("pyg:"):
+            raise ValueError(
+                f"data.source: '{self.data.source}' holds no outages; use 'storms', a folder of "
+                "CSV tables or an .npz file"
+            )
+        planned = (self.strategy.name, *self.run.compare.split(", "))
+        if "pooled" in planned and self.data.outages.newcomer:
+            raise ValueError(
+                "data.outages.newcomer: pooled training has all storms of all districts, so "
+                "nobody is new; leave 'pooled' out"
+            )
+
     @property
     def encoder_names(self) -> list[str]:
         """The encoders in turn: client i has the (i mod n)-th."""
         if self.task.name == "pretrain":
             return [self.pretrain.method]
+        if self.task.name == "outages":
+            return ["sa_hgnn"]
         return self.model.encoder_names
 
     @property

@@ -123,7 +123,7 @@ def _initial_arrays(experiment: Experiment, facts: Facts) -> ArrayRecord:
     if experiment.strategy.name not in WEIGHT_STRATEGIES:
         return ArrayRecord()
     learner_type = LEARNERS[experiment.task.name]
-    model = learner_type.build(experiment, "server", facts.in_channels, facts.num_classes)
+    model = learner_type.build(experiment, "server", facts.channels, facts.num_classes)
     return to_arrays(first_weights(model, experiment))
 
 

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from graphcl.nodes import ENCODERS, ASPECTConfig
+from graphcl.outages import SAHGNNConfig
 
 STRATEGIES = ("local", "fedavg", "fedprox", "fedproto", "feddbp", "pooled")
 # One model for all: its weights cross the wire.
@@ -76,8 +77,10 @@ class Table(BaseModel):
 class Task(Table):
     """What the clients learn."""
 
-    name: Literal["classify", "pretrain"] = key(
-        "classify", "node classes from labels, or embeddings without labels, probed linearly"
+    name: Literal["classify", "pretrain", "outages"] = key(
+        "classify",
+        "node classes from labels, embeddings without labels, probed linearly, or the outages of "
+        "storms, one district per client",
     )
 
 
@@ -115,13 +118,66 @@ class ContextualSBM(Table):
     signal: float = key(1.0, "distance of the class means from the origin, in noise units", ge=0)
 
 
+def _pairs(text: str) -> str:
+    """Check a comma-separated list of pairs ``a=b``; return it in its normal form."""
+    pairs = [[part.strip() for part in pair.split("=")] for pair in _listed(text).split(", ")]
+    for pair in pairs:
+        if pair != [""] and (len(pair) != 2 or not all(pair)):
+            raise ValueError(f"write pairs such as 'event=storm, district=city', not '{pair[0]}'")
+    return ", ".join("=".join(pair) for pair in pairs)
+
+
+def _split_pairs(text: str) -> dict[str, str]:
+    return dict(pair.split("=") for pair in text.split(", ") if pair)
+
+
+class OutageData(Table):
+    """Storms and their outages, divided over the clients by district."""
+
+    columns: Annotated[str, AfterValidator(_pairs)] = key(
+        "", "what the file calls a key that we name otherwise, e.g. 'event=storm, district=city'"
+    )
+    units: Annotated[str, AfterValidator(_pairs)] = key(
+        "", "units of features whose name has none, e.g. 'gust=m/s, rain=mm'"
+    )
+    val_events: Annotated[str, AfterValidator(_listed)] = key(
+        "", "events to validate on; empty = the last fifth of those left"
+    )
+    test_events: Annotated[str, AfterValidator(_listed)] = key(
+        "", "events to test on; empty = the last quarter"
+    )
+    newcomer: str = key("", "district that has seen few storms; empty = none")
+    newcomer_events: Annotated[str, AfterValidator(_listed)] = key(
+        "", "events that the newcomer trains on"
+    )
+    locations: int = key(400, "storms: number of locations", ge=4)
+    events: int = key(24, "storms: number of events", ge=4)
+    districts: int = key(4, "storms: number of districts", ge=1)
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """:attr:`columns` by key."""
+        return _split_pairs(self.columns)
+
+    @property
+    def feature_units(self) -> dict[str, str]:
+        """:attr:`units` by feature."""
+        return _split_pairs(self.units)
+
+    @model_validator(mode="after")
+    def _newcomer_has_events(self) -> Self:
+        if bool(self.newcomer) != bool(self.newcomer_events):
+            raise ValueError("newcomer and newcomer_events go together; give both or neither")
+        return self
+
+
 class DataTable(Table):
     """Where the graph comes from and how its nodes are split on every client."""
 
     source: str = key(
         "digits",
         "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
-        "that holds several graphs",
+        "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file",
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
@@ -130,6 +186,7 @@ class DataTable(Table):
     num_classes: int = key(0, "classes that the data must have; 0 = whatever they have", ge=0)
     digits: Digits = Digits()
     csbm: ContextualSBM = ContextualSBM()
+    outages: OutageData = OutageData()
 
     @model_validator(mode="after")
     def _test_nodes_remain(self) -> Self:
@@ -145,7 +202,8 @@ class Partition(Table):
     """How the nodes are divided over the clients."""
 
     scheme: Literal["dirichlet", "louvain", "natural"] = key(
-        "dirichlet", "by skewed classes, by graph communities, or one graph per client"
+        "dirichlet",
+        "by skewed classes, by graph communities, or as the data come: a graph or district each",
     )
     clients: int = key(10, "number of clients", ge=1)
     alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
@@ -215,6 +273,31 @@ class Pretrain(Table):
     num_anchors: int = key(512, "nodes contrasted per step; memory grows with its square", ge=2)
     probe_decay: float = key(0.1, "L2 penalty of the linear probe", gt=0)
     aspect: AspectTable = AspectTable()
+
+
+_OUTAGES = SAHGNNConfig()
+
+
+class Outages(Table):
+    """SA-HGNN; its width is ``model.embedding_channels``, its steps are ``train``'s."""
+
+    target: Literal["raw", "log", "sqrt", "poisson"] = key(
+        _OUTAGES.target, "scale on which counts are compared, or their likelihood"
+    )
+    total_weight: float = key(
+        _OUTAGES.total_weight, "weight of the comparison between totals of events", ge=0
+    )
+    exposure: Literal["customers", "none"] = key(_OUTAGES.exposure, "what a count is relative to")
+    static_graph: Literal["nearest", "borders"] = key(
+        _OUTAGES.static_graph, "neighbours in the static graph"
+    )
+    branch: Literal["dynamic", "static"] = key(
+        _OUTAGES.branch, "graph of the event's branch: learned per event, or the static one"
+    )
+    contrast_weight: float = key(
+        _OUTAGES.contrast_weight, "weight of the contrast between situations", ge=0
+    )
+    dropout: float = key(_OUTAGES.dropout, "dropout after each activation", ge=0, lt=1)
 
 
 class Train(Table):

@@ -114,7 +114,7 @@ def _gcn(experiment: OutageExperiment) -> Model:
 
 METHODS: dict[str, Callable[[OutageExperiment], Model]] = {
     "sa_hgnn": _sa_hgnn,
-    "no_dynamic_graph": lambda e: _sa_hgnn(e, dynamic=False),
+    "no_dynamic_graph": lambda e: _sa_hgnn(e, branch="static"),
     "no_contrast": lambda e: _sa_hgnn(e, contrast_weight=0.0),
     "gcn": _gcn,
     "gradient_boosting": lambda e: OutageTrees("boosting", e.sa_hgnn.seed),

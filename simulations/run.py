@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.experiment import Experiment, load_experiment
-from federation.learners.graphs import ClientGraphs, client_graphs
+from federation.learners import Clients, clients_of
 from federation.run_directory import RunDirectory, new_directory
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError
@@ -38,11 +38,11 @@ class Outcome:
     reason: str = ""
 
 
-def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, ClientGraphs]:
+def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Clients]:
     """Check an experiment against its data and create its run directory.
 
     Returns:
-        The directory, and the clients' graphs.
+        The directory, and what the clients hold.
 
     Raises:
         ConfigError, DataError, PartitionError: Before anything starts.
@@ -52,7 +52,7 @@ def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Cli
             "run.directory: is for `flwr run`; with graphcl name the parent folder by --out, and "
             "go on with a run by --resume"
         )
-    clients = client_graphs(experiment)
+    clients = clients_of(experiment)
     directory = new_directory(out, experiment.run.name)
     RunDirectory(directory).open(experiment)
     (directory / _PARTITION).write_text(_partition(clients), encoding="utf-8")
@@ -95,14 +95,14 @@ def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Out
     ]
 
 
-def _partition(clients: ClientGraphs) -> str:
+def _partition(clients: Clients) -> str:
     return json.dumps(dataclasses.asdict(clients.report), indent=1) + "\n"
 
 
 def _check_data(experiment: Experiment, directory: Path) -> None:
     """Raise if a resumed run would go on with other data, before anything starts."""
     recorded = directory / _PARTITION
-    now = _partition(client_graphs(experiment))
+    now = _partition(clients_of(experiment))
     if recorded.exists() and recorded.read_text(encoding="utf-8") != now:
         raise ConfigError(
             f"data.source: '{experiment.data.source}' does not divide as it did when {directory} "

@@ -51,18 +51,29 @@ class Learner(ABC):
     def build(
         experiment: Experiment,
         client: int | str,
-        in_channels: int,
+        channels: Mapping[str, int],
         num_classes: int,
         projector: Projector | None = None,
     ) -> nn.Module:
         """Build the model of one client, or the server's first one (``client="server"``).
 
         The weights depend on the seed and the client alone, whatever the algorithm.
+
+        Args:
+            experiment: The whole experiment.
+            client: Whose model it is.
+            channels: Widths of the input features, the entries of :meth:`facts` that end so.
+            num_classes: Number of classes over all clients.
+            projector: What the algorithm puts behind the embedding, if anything.
         """
 
     @abstractmethod
     def facts(self) -> dict[str, int]:
-        """Return what the server must know to plan: sample, feature and class counts."""
+        """Return what the server must know to plan: sample, feature and class counts.
+
+        ``num-examples``, ``num-classes``, and the widths of inputs under names that end in
+        ``-channels``.
+        """
 
     @abstractmethod
     def fit(self, penalty: Penalty) -> dict[str, float]:
@@ -123,6 +134,24 @@ class Learner(ABC):
             self.model.load_state_dict(dict(weights))
         except RuntimeError as error:
             raise ReplyError(f"received weights of another model: {error}") from None
+
+
+class LabelledLearner(Learner):
+    """A learner whose training samples have classes, as prototype algorithms need them.
+
+    Attributes:
+        head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
+        num_classes: Number of classes over all clients.
+        embedding_channels: Width of the embedding.
+    """
+
+    head: nn.Linear
+    num_classes: int
+    embedding_channels: int
+
+    @abstractmethod
+    def features(self) -> Forward:
+        """Return one pass over the training samples in evaluation mode, without gradient."""
 
 
 def optimizer_for(parameters: Any, train: Train) -> torch.optim.Optimizer:

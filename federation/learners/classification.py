@@ -7,11 +7,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from federation.learners.base import Forward, Learner, Predict
+from federation.learners.base import Forward, LabelledLearner, Predict
 from graphcl.metrics import accuracy, roc_auc
 
 
-class ClassificationLearner(Learner):
+class ClassificationLearner(LabelledLearner):
     """A learner whose nodes have classes and are split by masks.
 
     Args:
@@ -19,14 +19,7 @@ class ClassificationLearner(Learner):
         head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
         data: One client's graph with its labels and masks.
         device: Where the labels and masks are put.
-
-    Attributes:
-        num_classes: Number of classes over all clients.
-        embedding_channels: Width of the embedding.
     """
-
-    num_classes: int
-    embedding_channels: int
 
     def __init__(self, model: nn.Module, head: nn.Linear, data: Data, device: torch.device):
         self.head = head
@@ -37,7 +30,6 @@ class ClassificationLearner(Learner):
         super().__init__(model)
 
     def features(self) -> Forward:
-        """Return one pass over the training samples in evaluation mode, without gradient."""
         return self.forward().of(self.masks["train"])
 
     @abstractmethod

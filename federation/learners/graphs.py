@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class ClientGraphs:
     report: PartitionReport
     nodes: list[np.ndarray]
     whole: Data | None
+    unit: ClassVar[str] = "nodes"
 
 
 def client_graphs(experiment: Experiment) -> ClientGraphs:

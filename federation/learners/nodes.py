@@ -1,5 +1,7 @@
 """The learner for node classification on one client's graph."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -33,7 +35,7 @@ class NodeLearner(ClassificationLearner):
         self.num_classes = client_graphs(experiment).num_classes
         self.embedding_channels = experiment.model.embedding_channels
         model = self.build(
-            experiment, partition, data.num_features, self.num_classes, projector
+            experiment, partition, {"in-channels": data.num_features}, self.num_classes, projector
         ).to(device)
         super().__init__(model, model.head, data, device)
         self.x: Tensor = data.x.to(device)
@@ -70,7 +72,7 @@ class NodeLearner(ClassificationLearner):
     def build(
         experiment: Experiment,
         client: int | str,
-        in_channels: int,
+        channels: Mapping[str, int],
         num_classes: int,
         projector: Projector | None = None,
     ) -> NodeClassifier:
@@ -81,7 +83,7 @@ class NodeLearner(ClassificationLearner):
             torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
             encoder = NodeEncoder(
                 names[client % len(names)] if isinstance(client, int) else names[0],
-                in_channels,
+                channels["in-channels"],
                 model.hidden_channels,
                 width,
                 num_layers=model.num_layers,

@@ -8,22 +8,21 @@ carrier and after a resume. Its penalty is a key and validation nodes
 decide nothing about it, where :func:`graphcl.nodes.linear_probe` lets them choose the epoch.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners.base import Forward, Penalty, Projector, optimizer_for
 from federation.learners.classification import ClassificationLearner
 from federation.learners.graphs import client_graphs, graph_of
+from federation.learners.probe import fit_probe
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
 from graphcl.nodes.method import PreparedGraph, prepare
 from graphcl.training import derive_seed, fit
-
-_PROBE_STEPS = 40  # of L-BFGS; more changed the cross-entropy in its third digit
 
 
 class PretrainingModel(nn.Module):
@@ -67,7 +66,8 @@ class PretrainingLearner(ClassificationLearner):
         self.num_classes = client_graphs(experiment).num_classes
         self.embedding_channels = experiment.model.embedding_channels
         self.supervised = experiment.strategy.name in PROTOTYPE_STRATEGIES
-        model = self.build(experiment, partition, data.num_features, self.num_classes, projector)
+        channels = {"in-channels": data.num_features}
+        model = self.build(experiment, partition, channels, self.num_classes, projector)
         head = nn.Linear(self.embedding_channels, self.num_classes)
         super().__init__(model, head, data, torch.device("cpu"))
 
@@ -115,7 +115,7 @@ class PretrainingLearner(ClassificationLearner):
     def build(
         experiment: Experiment,
         client: int | str,
-        in_channels: int,
+        channels: Mapping[str, int],
         num_classes: int,
         projector: Projector | None = None,
     ) -> PretrainingModel:
@@ -123,7 +123,7 @@ class PretrainingLearner(ClassificationLearner):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
             encoder = _method(experiment)
-            encoder.build(in_channels)
+            encoder.build(channels["in-channels"])
             return PretrainingModel(encoder, None if projector is None else projector(width))
 
 
@@ -139,34 +139,3 @@ def _method(experiment: Experiment) -> NodeMethod:
     if table.method == "grace":
         return GRACE(GRACEConfig(**shared))
     return ASPECT(ASPECTConfig(**shared, **table.aspect.model_dump()))
-
-
-@torch.enable_grad()
-def fit_probe(head: nn.Linear, embedding: Tensor, y: Tensor, decay: float) -> None:
-    """Fit a linear layer to frozen embeddings: multinomial logistic regression.
-
-    The problem is convex and starts from zero, so that the result is a function of the samples.
-
-    Shapes:
-        embedding: ``[num_samples, channels]``; y: ``[num_samples]``.
-
-    Args:
-        head: Changed in place.
-        embedding: No gradient reaches it.
-        y: Class ids.
-        decay: Weight of half the squared weights beside the mean cross-entropy.
-    """
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimizer = torch.optim.LBFGS(
-        head.parameters(), max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        penalty = decay / 2 * head.weight.square().sum()
-        loss = F.cross_entropy(head(embedding.detach()), y) + penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)

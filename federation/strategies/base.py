@@ -21,12 +21,12 @@ class Facts:
 
     Attributes:
         nodes: Partition of every node: ``node id -> partition id``.
-        in_channels: Width of the input features.
+        channels: Widths of the input features, by name; ``in-channels`` where there is one kind.
         num_classes: Number of classes over all clients.
     """
 
     nodes: Mapping[int, int]
-    in_channels: int
+    channels: Mapping[str, int]
     num_classes: int
 
 

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import ClassificationLearner, Forward
+from federation.learners import Forward, LabelledLearner
 from federation.strategies.base import Algorithm, Exchange, Facts
 from federation.strategies.prototypes import (
     PrototypeStrategy,
@@ -52,7 +52,7 @@ class FedProtoExchange(Exchange):
     Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``.
     """
 
-    learner: ClassificationLearner
+    learner: LabelledLearner
 
     def receive(self, content: RecordDict) -> None:
         learner = self.learner

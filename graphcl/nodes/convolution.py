@@ -34,7 +34,7 @@ class ConvolutionEncoder(nn.Module):
         super().__init__()
         self.first = nn.Linear(in_channels, 2 * width)
         self.second = nn.Linear(2 * width, width)
-        # As PyTorch Geometric's GCNConv starts: features whose rows sum to one would drown in biases.
+        # As PyG's GCNConv starts: features whose rows sum to one would drown in biases.
         for layer in (self.first, self.second):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

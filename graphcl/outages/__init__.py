@@ -9,9 +9,11 @@ from graphcl.outages.intervals import CountIntervals
 from graphcl.outages.model import OutageModel, OutageModelConfig
 from graphcl.outages.sa_hgnn import SAHGNN, MixHop, SAHGNNConfig
 from graphcl.outages.scaling import Standardization
+from graphcl.outages.severity import NUM_SEVERITIES, severity
 from graphcl.outages.situations import similar_pairs, situation_contrast
 
 __all__ = [
+    "NUM_SEVERITIES",
     "SAHGNN",
     "CountIntervals",
     "DynamicGraphLearner",
@@ -31,6 +33,7 @@ __all__ = [
     "Total",
     "gaussian_knn",
     "nearest_neighbors",
+    "severity",
     "similar_pairs",
     "situation_contrast",
 ]

@@ -1,5 +1,6 @@
 """What every model of outage counts shares: inputs, loss, training, prediction, files."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
 from graphcl.outages.scaling import Standardization
 from graphcl.training import fit, load_weights, save_weights, seed_everything, torch_rng
 
+_FIRST_RATE = 0.01  # of a network that has seen no counts yet
 Target = Literal["raw", "log", "sqrt", "poisson"]
 
 
@@ -27,8 +29,8 @@ class OutageModelConfig:
         static_graph: Neighbours in the static graph: the ``"nearest"``, by a Gaussian of the
             distance, or those across ``"borders"``.
         static_neighbors: How many are nearest.
-        per_customer: Whether a network's output is a rate per customer, as where customers
-            without power are counted, or the count itself, as where repairs are.
+        exposure: What a count is relative to: the ``"customers"`` of a location, as where those
+            without power are counted, or ``"none"``, as where repairs are.
         dropout: After each activation.
         target: On which scale a count is compared: ``"raw"`` with Huber's loss and ``delta`` (the
             paper's loss), ``"log"`` with Huber's loss and 1, ``"sqrt"``, where the spread of a
@@ -46,7 +48,7 @@ class OutageModelConfig:
     hidden_channels: int = 32
     static_graph: Literal["nearest", "borders"] = "nearest"
     static_neighbors: int = 8
-    per_customer: bool = True
+    exposure: Literal["customers", "none"] = "customers"
     dropout: float = 0.3
     target: Target = "sqrt"
     delta: float = 5.0
@@ -137,6 +139,7 @@ class OutageModel(nn.Module, ABC):
         self.build(2 * len(static_names) + 2, 2 * len(weather_names))
         self.hidden = nn.Linear(width, width)
         self.rate = nn.Linear(width, 1)
+        self._start_at(_FIRST_RATE)
 
     def fit_scales(self, storms: Storms) -> None:
         """Take the scales of the features, and the mean rate, from some events with counts."""
@@ -144,9 +147,12 @@ class OutageModel(nn.Module, ABC):
         self.weather_scale.fit(storms.weather.flatten(0, 1))
         exposure = self.exposure(storms.territory.customers).double().sum() * len(storms.outages)
         rate = storms.outages.double().sum() / exposure.clamp(min=1)
-        # softplus of it is the mean rate, so that training starts from the right total.
+        self._start_at(float(rate))
+
+    def _start_at(self, rate: float) -> None:
+        """Let the network expect about this rate everywhere, so that training starts near."""
         with torch.no_grad():
-            self.rate.bias.fill_(rate.clamp(1e-6, 20).expm1().log().item())
+            self.rate.bias.fill_(math.log(math.expm1(min(max(rate, 1e-6), 20.0))))
 
     def prepare(self, events: OutageEvents) -> Storms:
         """Return events as the network reads them; the graph of the locations is built once."""
@@ -184,7 +190,7 @@ class OutageModel(nn.Module, ABC):
 
     def exposure(self, customers: Tensor) -> Tensor:
         """Return what a count is relative to at each location, ``[N]``."""
-        return customers if self.config.per_customer else torch.ones_like(customers)
+        return customers if self.config.exposure == "customers" else torch.ones_like(customers)
 
     def forward(self, storms: Storms) -> Tensor:
         """Return expected counts ``[B, N]``."""

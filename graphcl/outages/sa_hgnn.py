@@ -12,7 +12,7 @@ is ``target="raw"``, ``total_weight=0``). This is not a reproduction.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -28,8 +28,8 @@ class SAHGNNConfig(OutageModelConfig):
     """Hyper-parameters of :class:`SAHGNN`, beside those that all models share.
 
     Attributes:
-        dynamic: Whether an adjacency is learned per event; without it, the event's branch follows
-            the static graph (an ablation).
+        branch: Whether the event's branch follows a ``"dynamic"`` graph, learned per event, or
+            the ``"static"`` one (an ablation).
         graph_channels: Width in which the adjacency is learned.
         dynamic_neighbors: Whom a location listens to in an event, at most.
         candidates: Of how many nearest locations these are chosen: storms act locally.
@@ -45,7 +45,7 @@ class SAHGNNConfig(OutageModelConfig):
         projection_channels: Width of the projection that only the contrast sees.
     """
 
-    dynamic: bool = True
+    branch: Literal["dynamic", "static"] = "dynamic"
     graph_channels: int = 8
     dynamic_neighbors: int = 4
     candidates: int = 12
@@ -132,7 +132,7 @@ class SAHGNN(OutageModel):
             nn.ModuleList(MixHop(width, config.hops, config.retain) for _ in range(2))
             for _ in range(2)
         )
-        if config.dynamic:
+        if config.branch == "dynamic":
             self.learner = DynamicGraphLearner(
                 2 * width, config.graph_channels, config.dynamic_neighbors, config.saturation
             )
@@ -157,7 +157,7 @@ class SAHGNN(OutageModel):
 
     def _event(self, storm: Tensor, place: Tensor, lasting: Tensor, territory: Territory) -> Tensor:
         mean: Mean = territory.mean
-        if self.config.dynamic:
+        if self.config.branch == "dynamic":
             learned = self.learner(torch.cat([place, storm], 1), territory.candidates)
             mean = MixedMean(self.mixture.sigmoid(), territory.mean, learned)
         passing = self._branch(self.event_hops, storm, mean)
@@ -174,22 +174,24 @@ class SAHGNN(OutageModel):
 
     def loss(self, storms: Storms) -> dict[str, Tensor]:
         z = self.situations(storms)
-        terms = self.count_loss(self.counts(z, storms.territory.customers), storms.outages)
-        if self.config.contrast_weight and len(storms.weather) > 1:
-            terms["contrast"] = self.config.contrast_weight * self._contrast(z, storms)
-        return terms
+        expected = self.counts(z, storms.territory.customers)
+        return self.count_loss(expected, storms.outages) | self.contrast_loss(z, storms)
 
-    def _contrast(self, z: Tensor, storms: Storms) -> Tensor:
+    def contrast_loss(self, z: Tensor, storms: Storms) -> dict[str, Tensor]:
+        """Return the contrast between situations ``[B, N, hidden_channels]``, where it counts."""
+        if not self.config.contrast_weight or len(z) < 2:
+            return {}
         config = self.config
         drawn = torch.randperm(z.size(1))[: config.num_anchors]
         traits = self.static_scale(storms.territory.static[drawn])
         pairs = similar_pairs(
             traits, storms.outages[:, drawn], config.num_similar, config.similar_outages
         )
-        return situation_contrast(
+        contrast = situation_contrast(
             self.projection(z[:, drawn]),
             pairs,
             storms.event_type,
             negatives=config.negatives,
             temperature=config.temperature,
         )
+        return {"contrast": config.contrast_weight * contrast}

@@ -34,6 +34,11 @@ class Standardization(nn.Module):
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the scales are those of some samples rather than the ones it begins with."""
+        return bool(self.mean.any()) or bool((self.deviation != 1).any())
+
     def fit(self, x: Tensor) -> None:
         """Take mean and deviation from samples ``[n, F]``; a constant feature keeps its scale."""
         values = _symlog(x).double()

@@ -98,7 +98,7 @@ def found(answers, strategy="fedavg", **keys):
 def test_partitions_are_taken_from_what_nodes_say_not_from_their_ids():
     told = found({901: facts(2), 17: facts(0), 455: facts(1)})
     assert list(told.nodes.items()) == [(17, 0), (455, 1), (901, 2)]
-    assert (told.in_channels, told.num_classes) == (5, 3)
+    assert (told.channels, told.num_classes) == ({"in-channels": 5}, 3)
 
 
 def test_two_nodes_that_claim_one_partition():

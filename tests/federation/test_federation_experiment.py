@@ -281,6 +281,16 @@ def unlike_defaults() -> dict:
         "pretrain.aspect.policy": "global",
         "pretrain.aspect.fusion": "concat",
         "strategy.personal_weights": "encoder.policy, head",
+        "data.outages.columns": "event=storm, district=city",
+        "data.outages.units": "gust=m/s",
+        "data.outages.val_events": "one, two",
+        "data.outages.test_events": "three",
+        "data.outages.newcomer": "west",
+        "data.outages.newcomer_events": "four",
+        "outages.target": "raw",
+        "outages.exposure": "none",
+        "outages.static_graph": "borders",
+        "outages.branch": "static",
     }
 
 

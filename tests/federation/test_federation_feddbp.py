@@ -23,7 +23,7 @@ from federation.strategies.fedproto import FedProtoExchange
 from federation.strategies.prototypes import PrototypeTable, Upload
 
 CLASSES, WIDTH = 4, 6
-FACTS = Facts({1: 0, 2: 1, 3: 2}, in_channels=5, num_classes=CLASSES)
+FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)
 
 
 @pytest.fixture
@@ -332,7 +332,10 @@ def test_unlike_encoders_share_prototypes_and_no_weight_leaves_a_client(tiny, st
     grid = staged(experiment)
     grid.serve()
     weights = [
-        {tuple(p.shape) for p in NodeLearner.build(experiment, c, 5, 3).state_dict().values()}
+        {
+            tuple(p.shape)
+            for p in NodeLearner.build(experiment, c, {"in-channels": 5}, 3).state_dict().values()
+        }
         for c in range(3)
     ]
     assert weights[0] != weights[1] != weights[2]
@@ -372,7 +375,7 @@ def test_first_aggregate_is_the_fusion_of_what_the_clients_sent(tiny, staged, tm
     found = {
         c: Upload.from_arrays(grid.replies["train", 1, c].content["prototypes"]) for c in range(3)
     }
-    facts = Facts({1: 0, 2: 1, 3: 2}, 5, 3)
+    facts = Facts({1: 0, 2: 1, 3: 2}, {"in-channels": 5}, 3)
     strategy = ALGORITHMS["feddbp"].strategy(tiny(), facts)
     strategy.load_state(RecordDict({str(c): u.to_arrays() for c, u in found.items()}))
     for c in range(3):

@@ -21,7 +21,7 @@ from federation.strategies.prototypes import (
 from graphcl.errors import ReplyError
 
 CLASSES, WIDTH = 4, 3
-FACTS = Facts({1: 0, 2: 1, 3: 2}, in_channels=5, num_classes=CLASSES)
+FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)
 
 
 @st.composite

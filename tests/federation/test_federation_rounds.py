@@ -15,7 +15,7 @@ from graphcl.errors import FederationError
 
 ALL = sorted(set(ALGORITHMS) - {"pooled"})  # under which every client trains
 PERSONAL = [name for name in ALL if ALGORITHMS[name].exchange.personal]
-FACTS = Facts({1: 0, 2: 1, 3: 2, 4: 3}, in_channels=5, num_classes=3)
+FACTS = Facts({1: 0, 2: 1, 3: 2, 4: 3}, channels={"in-channels": 5}, num_classes=3)
 KEY = ("train", 2, 1)  # who misbehaves, and when
 
 

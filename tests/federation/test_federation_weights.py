@@ -13,7 +13,7 @@ from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.weights import WeightsExchange
 from graphcl.errors import ReplyError
 
-FACTS = Facts({1: 0, 2: 1, 3: 2}, in_channels=5, num_classes=3)
+FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=3)
 
 
 def uploaded(grid, server_round: int) -> list[tuple[int, dict[str, torch.Tensor]]]:

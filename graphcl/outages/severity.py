@@ -1,0 +1,25 @@
+"""Classes of how hard an event hits a location."""
+
+import torch
+from torch import Tensor
+
+# Shares of the customers at which a class begins: none, fewer than 1 %, fewer than 10 %, more.
+BOUNDARIES = (0.0, 0.01, 0.1)
+NUM_SEVERITIES = len(BOUNDARIES) + 1
+
+
+def severity(outages: Tensor, customers: Tensor) -> Tensor:
+    """Return the class of each count: 0 for no outage, then by the share of customers.
+
+    Shapes:
+        outages: ``[..., N]``; customers: ``[N]``. Returns int64 ``[..., N]`` in [0, 4).
+
+    Source:
+        ours.
+
+    Example:
+        >>> severity(torch.tensor([0, 1, 50, 500]), torch.full((4,), 1000.0))
+        tensor([0, 1, 2, 3])
+    """
+    share = outages / customers.clamp(min=1)
+    return torch.bucketize(share.double(), torch.tensor(BOUNDARIES, dtype=torch.double))
