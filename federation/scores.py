@@ -61,7 +61,7 @@ SCORES: dict[str, tuple[Score, ...]] = {
     "pretrain": _CLASSES,
     "outages": (
         Score("mae", "MAE", "lower"),
-        Score("rmse", "RMSE", "lower"),
+        Score("rmse", "RMSE", "lower", detail=True),
         Score("total-error", "total error %", "lower"),
         Score("morisita-horn", "Morisita-Horn", "higher"),
     ),

@@ -197,7 +197,9 @@ def _print_outcomes(outcomes: list[Outcome], scores: Sequence[Score]) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 if __name__ == "__main__":
