@@ -61,8 +61,8 @@ def test_nobody_listens_to_itself_or_to_more_than_it_may():
 
 
 def test_ties_go_to_the_first_candidates():
-    mean = learner(6, 4, 2)(torch.zeros(5, 6), everyone(5))
-    assert torch.equal(mean.neighbors, everyone(5)[:, :2])
+    mean = learner(6, 4, 2)(torch.zeros(90, 6), everyone(90))
+    assert torch.equal(mean.neighbors, everyone(90)[:, :2])
 
 
 def test_the_same_weather_draws_the_same_graph():

@@ -191,6 +191,17 @@ def test_training_starts_from_the_mean_rate(events) -> None:
     assert total == pytest.approx(float(events.outages.sum()), rel=1e-3)
 
 
+def test_the_scales_of_features_are_those_of_all_training_events(events) -> None:
+    model = sa_hgnn().start(events.of([0, 1, 2]))
+    weather = model.weather_scale(events.weather[:3])[..., : len(events.weather_names)]
+    seen = weather.flatten(0, 1)[:, events.weather[:3].flatten(0, 1).std(0) > 0]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(seen.size(1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(seen.size(1)))
+    before = model.weather_scale.mean.clone()
+    model.predict(events.of([3, 4, 5]))
+    assert torch.equal(model.weather_scale.mean, before)
+
+
 def test_a_rate_per_customer_scales_with_the_customers_and_a_count_does_not(events) -> None:
     """Of the same situation: the number of customers is a feature too, so that it must be kept."""
     for per_customer, factor in ((True, 2), (False, 1)):
