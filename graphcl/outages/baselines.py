@@ -49,7 +49,7 @@ class LastSimilarStorm:
 
     def fit(self, events: OutageEvents) -> Self:
         """Remember events with counts."""
-        self.known = _counts(events)
+        self.location, self.known = events.location, _counts(events)
         self.scale = Standardization(events.weather.size(2))
         self.scale.fit(events.weather.flatten(0, 1))
         self.weather = self.scale(events.weather)
@@ -61,10 +61,11 @@ class LastSimilarStorm:
         Raises:
             GraphCLError: The locations are not those that were fitted.
         """
-        if events.num_locations != self.known.size(1):
+        if events.location != self.location:
             raise GraphCLError(
-                f"the last similar storm is known at {self.known.size(1)} locations, not at these "
-                f"{events.num_locations}"
+                f"the last similar storm is known at {len(self.location)} locations, from "
+                f"{self.location[0]!r} on, not at these {events.num_locations}, from "
+                f"{events.location[0]!r} on: fit it to storms at the same ones in the same order"
             )
         weather = self.scale(events.weather)
         far = torch.stack([(w - self.weather).square().mean((1, 2)) for w in weather])

@@ -81,8 +81,10 @@ class DynamicGraphLearner(nn.Module):
         asked = torch.cat([one, -two], 1)[:, None]
         # Not by [candidates], whose way back takes longer.
         heard = torch.cat([two, one], 1).index_select(0, candidates.flatten())
-        heard = heard.view(*candidates.shape, -1)
-        weight = torch.relu(torch.tanh(self.saturation * (asked * heard).sum(-1)))
+        heard = heard.view(*candidates.shape, asked.size(-1))
+        # The two halves are subtracted before any sum: rounding then keeps Q antisymmetric.
+        q = (asked * heard).unflatten(-1, (2, -1)).sum(2).sum(-1)
+        weight = torch.relu(torch.tanh(self.saturation * q))
         kept = weight.sort(dim=1, descending=True, stable=True)
         width = min(self.num_neighbors, candidates.size(1))
         order = kept.indices[:, :width]

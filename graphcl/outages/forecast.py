@@ -119,7 +119,11 @@ class OutageForecaster:
         for member in range(self.forecaster.members):
             self.models.append(self._network(member).fit(events))
             on_model()
-        self.territory = replace(events.of([0]), outages=None)
+        self.territory = replace(
+            events.of([0]),
+            weather=torch.zeros(1, events.num_locations, len(events.weather_names)),
+            outages=None,
+        )
         observed, level = events.outages.double(), self.forecaster.level
 
         def calibrated(gather: Callable[[Tensor], Tensor]) -> CountIntervals:
@@ -149,9 +153,12 @@ class OutageForecaster:
 
     def expected(self, events: OutageEvents) -> Tensor:
         """Return the mean expectation of all networks, ``[E, N]``."""
+        self._check_fitted()
+        return torch.stack([model.predict(events) for model in self.models]).mean(0)
+
+    def _check_fitted(self) -> None:
         if not self.models:
             raise GraphCLError("the forecaster has no networks yet; call fit or load first")
-        return torch.stack([model.predict(events) for model in self.models]).mean(0)
 
     def predict(self, storm: OutageEvents) -> Forecast:
         """Return the forecast of one event.
@@ -177,12 +184,13 @@ class OutageForecaster:
     def save(self, folder: str | Path) -> None:
         """Write the forecaster as a new folder: networks, intervals, and the territory.
 
-        The territory's locations and static features go with it, its outage counts do not; one
-        event's weather says what a forecast must tell.
+        The territory's locations and static features go with it, and the names of the weather that
+        a forecast must tell; no past event's weather or outage counts do.
 
         Raises:
-            GraphCLError: The folder exists already.
+            GraphCLError: The folder exists already, or the forecaster was not fitted.
         """
+        self._check_fitted()
         folder = Path(folder)
         try:
             folder.mkdir(parents=True)

@@ -206,7 +206,8 @@ class OutageModel(nn.Module, ABC):
         terms = {"count": _compare(expected, outages, config.target, config.delta)}
         if config.total_weight:
             # Of means rather than sums, so that it does not grow with the number of locations.
-            off = expected.mean(1).sqrt() - outages.mean(1).sqrt()
+            # Nothing is expected where nobody is served; a root has no slope at 0.
+            off = expected.mean(1).clamp(min=1e-12).sqrt() - outages.mean(1).sqrt()
             terms["total"] = config.total_weight * off.square().mean()
         return terms
 

@@ -31,7 +31,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file[_HEADER]))
             weights = {n: torch.from_numpy(file[n]) for n in file.files if n != _HEADER}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise GraphCLError(f"{path}: no saved model: {error}") from None
     if not isinstance(header, dict):
         raise GraphCLError(f"{path}: no saved model: its header is no table")
