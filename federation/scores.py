@@ -62,7 +62,7 @@ SCORES: dict[str, tuple[Score, ...]] = {
     "outages": (
         Score("mae", "MAE", "lower"),
         Score("rmse", "RMSE", "lower", detail=True),
-        Score("total-error", "total error %", "lower"),
+        Score("total-error", "total error", "lower"),
         Score("morisita-horn", "Morisita-Horn", "higher"),
     ),
 }

@@ -131,7 +131,9 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
-            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}")
+            # A usage error's own text leaves out which option it is about.
+            said = error.format_message() if hasattr(error, "format_message") else str(error)
+            Console(stderr=True).print(f"[red]error:[/red] {escape(said)}", soft_wrap=True)
             sys.exit(2)
         raise
 

@@ -33,7 +33,7 @@ Settings = Annotated[
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     locations: Annotated[int, typer.Option(min=4, help="Number of locations.")] = 400,
-    events: Annotated[int, typer.Option(min=2, help="Number of past storms.")] = 24,
+    events: Annotated[int, typer.Option(min=3, help="Number of past storms.")] = 24,
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
 ) -> None:
     """Write simulated storms in the file format that a utility brings: an example to copy.

@@ -174,6 +174,9 @@ class OutageLearner(LabelledLearner):
 
 
 def _total_error(expected: Tensor, observed: Tensor) -> float:
-    """Return how far the totals of events are off, in percent of all outages of these events."""
-    totals, actual = expected.double().sum(1), observed.double().sum(1)
-    return float(100 * (totals - actual).abs().sum() / actual.sum().clamp(min=1))
+    """Return how far the totals of events are off, per location, so that clients can be averaged.
+
+    In percent it would be without bound where a district was spared.
+    """
+    off = expected.double().sum(1) - observed.double().sum(1)
+    return float(off.abs().sum() / observed.numel())

@@ -283,7 +283,6 @@ class OutageModel(nn.Module, ABC):
     def header(self) -> dict[str, Any]:
         """Return what a file must hold beside the weights."""
         return {
-            "model": type(self).__name__,
             "config": asdict(self.config),
             "static_names": self.static_names,
             "weather_names": self.weather_names,

@@ -137,7 +137,7 @@ def test_swapped_coordinates_are_told(outage, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "tiny.toml"], "Missing parameter: out"),
+        (["train", "tiny.toml"], "Missing option '--out'"),
         (["train", "tiny.toml", "--out", "model"], "--out model exists already"),
         (["train", "none.toml", "--out", "new"], "none.toml: no such"),
         (["train", "tiny.toml", "--out", "new"], "example/history: not found"),
@@ -145,7 +145,7 @@ def test_swapped_coordinates_are_told(outage, tmp_path):
         (["predict", "--model", "none", "--event", "storm.csv"], "none/intervals.npz: no saved"),
         (["predict", "--model", "model", "--event", "none.csv"], "none.csv: not found"),
         (["evaluate", "tiny.toml", "--method", "oracle"], "--method oracle: unknown; choose from"),
-        (["simulate", "made", "--locations", "1"], "1 is not in the range"),
+        (["simulate", "made", "--locations", "1"], "'--locations': 1 is not in the range"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_made(outage, tmp_path, arguments, message):

@@ -114,7 +114,7 @@ def test_methods_are_what_their_names_say():
         for name in ("sa_hgnn", "no_dynamic_graph", "no_contrast", "gcn")
     )
     assert full.config == experiment.sa_hgnn
-    assert static.config == replace(full.config, dynamic=False)
+    assert static.config == replace(full.config, branch="static")
     assert plain.config == replace(full.config, contrast_weight=0.0)
     assert isinstance(full, SAHGNN)
     assert isinstance(gcn, OutageGCN)

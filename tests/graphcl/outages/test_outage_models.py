@@ -204,8 +204,8 @@ def test_the_scales_of_features_are_those_of_all_training_events(events) -> None
 
 def test_a_rate_per_customer_scales_with_the_customers_and_a_count_does_not(events) -> None:
     """Of the same situation: the number of customers is a feature too, so that it must be kept."""
-    for per_customer, factor in ((True, 2), (False, 1)):
-        model = sa_hgnn(per_customer=per_customer).fit(events)
+    for exposure, factor in (("customers", 2), ("none", 1)):
+        model = sa_hgnn(exposure=exposure).fit(events)
         z = model.embed(events)
         with torch.no_grad():
             one, double = model.counts(z, events.customers), model.counts(z, 2 * events.customers)
@@ -251,7 +251,7 @@ def test_the_gradient_reaches_every_weight(events) -> None:
 
 
 def test_the_static_ablation_has_no_learned_graph(events) -> None:
-    names = dict(sa_hgnn(dynamic=False).start(events).named_parameters())
+    names = dict(sa_hgnn(branch="static").start(events).named_parameters())
     assert not [name for name in names if name.startswith(("learner", "mixture"))]
 
 

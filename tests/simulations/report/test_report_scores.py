@@ -47,7 +47,7 @@ def test_a_run_of_outages_is_told_in_its_scores(outages, report):
         "Last round",
         "Worst client",
         "RMSE",
-        "Error of the total (%)",
+        "Total error",
         "Morisita-Horn",
         "Up",
     ]
@@ -61,7 +61,7 @@ def test_a_run_of_outages_is_told_in_its_scores(outages, report):
     ]
     assert len({len(row) for row in page.rows if row[0] in ("Strategy", "● feddbp")}) == 1
     assert (
-        "Test MAE, worst client, RMSE, total error % and Morisita-Horn are those of the "
+        "Test MAE, worst client, RMSE, total error and Morisita-Horn are those of the "
         "round with the best validation MAE." in page.text
     )
     assert "percentage points" not in page.text
