@@ -23,6 +23,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_nodes.py
 	$(BIN)/python tests/benchmarks/bench_policy.py
 	$(BIN)/python tests/benchmarks/bench_scale.py
+	$(BIN)/python tests/benchmarks/bench_outages.py
 
 format: install
 	$(BIN)/ruff check --fix .
