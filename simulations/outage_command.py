@@ -107,7 +107,7 @@ def predict(
     with terminal.console.status("Forecasting"), one_thread():
         forecaster = OutageForecaster.load(model)
         forecast = forecaster.predict(load_storm(event.absolute(), forecaster.territory))
-        write_outage_map(out, _map_data(forecast))
+        write_outage_map(out, _map_data(forecast, forecaster.forecaster.unit))
         if table is not None:
             _write_table(forecast, table)
     terminal.console.print(_totals_table(forecast))
@@ -235,13 +235,13 @@ def _totals_table(forecast: "Forecast") -> Table:
     return table
 
 
-def _map_data(forecast: "Forecast") -> "MapData":
+def _map_data(forecast: "Forecast", unit: str) -> "MapData":
     from simulations.report.outage_map import DistrictTotal, MapData
 
     storm = forecast.storm
     return MapData(
         title=storm.event[0],
-        unit="customers",
+        unit=unit,
         location=storm.location,
         district=storm.district,
         latlon=storm.latlon,

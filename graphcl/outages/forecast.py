@@ -56,11 +56,13 @@ class ForecasterConfig:
         folds: Parts into which events are divided to calibrate intervals; a part is predicted by a
             network that saw the others. Each event is a part of its own where there are fewer.
         level: Nominal coverage of the intervals.
+        unit: What is counted, in the plural.
     """
 
     members: int = 3
     folds: int = 8
     level: float = 0.9
+    unit: str = "customers"
 
 
 class OutageForecaster:
