@@ -47,8 +47,8 @@ def score_curves(runs: Sequence[StrategyRun], score: Score) -> Plot | None:
         score.key,
         f"Test {score.label}",
         f"Test {score.label} over the rounds. At the best validation round: {'; '.join(tops)}.",
-        f"Mean over the clients, weighted by their test examples; {score.better} is better, and the "
-        f"mark is the round with the best validation {score.label}"
+        f"Mean over the clients, weighted by their test examples; {score.better} is better, and "
+        f"the mark is the round with the best validation {score.label}"
         + (", which is the thin dashed line." if with_validation else "."),
         paint,
     )
@@ -72,8 +72,8 @@ def loss_curves(runs: Sequence[StrategyRun]) -> Plot | None:
         "loss",
         "Training loss",
         f"Training loss over the rounds. In the last round: {'; '.join(ends)}.",
-        "Mean over the clients, weighted by their training examples; compare the shapes and not the "
-        "heights, as every strategy adds terms of its own to the loss.",
+        "Mean over the clients, weighted by their training examples; compare the shapes and not "
+        "the heights, as every strategy adds terms of its own to the loss.",
         paint,
     )
 
