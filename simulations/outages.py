@@ -9,13 +9,18 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import (
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from torch import Tensor
 
 from federation.experiment import Scalar, describe_keys, explain, flatten, read_toml
 from federation.tables import Table, key
 from graphcl.datasets import OutageEvents, load_outage_events, simulate_storms
-from graphcl.errors import ConfigError
+from graphcl.errors import ConfigError, GraphCLError
 from graphcl.metrics import (
     crmse,
     interval_coverage,
@@ -63,6 +68,17 @@ class OutageExperiment(Table):
     units: dict[str, str] = key({}, "units of features whose name has none")
     sa_hgnn: SAHGNNConfig = SAHGNNConfig()
     forecaster: ForecasterConfig = ForecasterConfig()
+
+    @field_validator("sa_hgnn", mode="wrap")
+    @classmethod
+    def _in_range(
+        cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> object:
+        """Turn the configuration's own complaint, which begins with a field, into one of a key."""
+        try:
+            return handler(value)
+        except GraphCLError as error:
+            raise ValueError(f"{info.field_name}.{error}") from None
 
 
 class Model(Protocol):
@@ -342,8 +358,10 @@ def _measure(expected: Tensor, observed: Tensor) -> tuple[dict[str, list[float]]
     pairs = list(zip(expected, observed, strict=True))
     per_event = {name: [of(p, y) for p, y in pairs] for name, of in measures.items()}
     totals = expected.double().sum(1), observed.double().sum(1)
-    over = {"mape": mape, "crmse": crmse, "ncrmse": ncrmse}
-    if len(observed) > 1:
+    over = {"crmse": crmse}
+    if totals[1].any():  # in percent of nothing there is no error
+        over |= {"mape": mape, "ncrmse": ncrmse}
+    if len(totals[1].unique()) > 1:
         over["r2"] = r2
     means = {name: float(np.mean(values)) for name, values in per_event.items()}
     return per_event, {**means, **{name: of(*totals) for name, of in over.items()}}

@@ -101,13 +101,15 @@ class OutageLearner(LabelledLearner):
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network
-        if not network.weather_scale.fitted:
+        if not (network.static_scale.fitted and network.weather_scale.fitted):
             network.fit_scales(self.storms["train"])
 
         def loss(storms: Storms) -> dict[str, Tensor]:
             z, expected = self.model(storms)
             terms = network.count_loss(expected, storms.outages)
-            terms |= network.contrast_loss(z, storms)
+            contrast = network.contrast_loss(z, storms)
+            # Under a name of its own: FedDBP has a term that is called contrast, too.
+            terms |= {f"situation-{name}": term for name, term in contrast.items()}
             return {**terms, **penalty(self._labelled(z, storms))}
 
         self.model.train()

@@ -125,4 +125,7 @@ def _events_of(names: str, events: OutageEvents, key: str) -> list[int]:
         raise ConfigError(
             f"{key}: no event is called '{unknown[0]}'; there are {', '.join(events.event)}"
         )
+    repeated = [name for name in wanted if wanted.count(name) > 1]
+    if repeated:
+        raise ConfigError(f"{key}: '{repeated[0]}' stands there twice; name each event once")
     return [events.event.index(name) for name in wanted]

@@ -26,6 +26,7 @@ class OutageTrees:
 
     def __init__(self, kind: Literal["boosting", "forest"], seed: int = 0):
         self.regressor: Any
+        self.quiet = False
         if kind == "boosting":
             self.regressor = HistGradientBoostingRegressor(loss="poisson", random_state=seed)
         else:
@@ -35,11 +36,16 @@ class OutageTrees:
 
     def fit(self, events: OutageEvents) -> Self:
         """Train on events with counts."""
-        self.regressor.fit(_table(events), _counts(events).flatten().numpy())
+        counts = _counts(events)
+        self.quiet = not counts.any()  # the Poisson loss has no minimum there
+        if not self.quiet:
+            self.regressor.fit(_table(events), counts.flatten().numpy())
         return self
 
     def predict(self, events: OutageEvents) -> Tensor:
-        """Return expected counts ``[E, N]``."""
+        """Return expected counts ``[E, N]``: none where nothing ever broke."""
+        if self.quiet:
+            return torch.zeros(events.num_events, events.num_locations)
         flat = torch.from_numpy(self.regressor.predict(_table(events))).float()
         return flat.clamp(min=0).reshape(events.num_events, events.num_locations)
 

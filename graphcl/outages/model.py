@@ -59,6 +59,27 @@ class OutageModelConfig:
     epochs: int = 60
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        at_least_one = ("hidden_channels", "static_neighbors", "batch_events", "epochs")
+        check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
+        check_fields(self, ("delta", "learning_rate"), lambda v: v > 0, "above 0")
+        check_fields(self, ("total_weight", "weight_decay"), lambda v: v >= 0, "at least 0")
+        check_fields(self, ("dropout",), lambda v: 0 <= v < 1, "at least 0 and below 1")
+
+
+def check_fields(
+    config: Any, names: Sequence[str], allowed: Callable[[float], bool], rule: str
+) -> None:
+    """Refuse numbers of a configuration that break a rule.
+
+    Raises:
+        GraphCLError: The message names the field, its value and the rule.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not allowed(value):
+            raise GraphCLError(f"{name} is {value}, must be {rule}")
+
 
 class Territory(NamedTuple):
     """Locations as a network reads them."""
@@ -309,7 +330,7 @@ class OutageModel(nn.Module, ABC):
             model = cls(cls.config_type(**header["config"]))
             model.create(header["static_names"], header["weather_names"])
             model.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, GraphCLError) as error:
             raise GraphCLError(f"{origin}: no saved {cls.__name__}: {error}") from None
         return model.eval()
 

@@ -19,7 +19,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from graphcl.outages.dynamic_graph import DynamicGraphLearner
-from graphcl.outages.model import OutageModel, OutageModelConfig, Storms, Territory
+from graphcl.outages.model import (
+    OutageModel,
+    OutageModelConfig,
+    Storms,
+    Territory,
+    check_fields,
+)
 from graphcl.outages.situations import Negatives, similar_pairs, situation_contrast
 
 
@@ -59,6 +65,17 @@ class SAHGNNConfig(OutageModelConfig):
     num_similar: int = 4
     similar_outages: float = 0.5
     projection_channels: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one = (
+            *("graph_channels", "dynamic_neighbors", "candidates", "hops"),
+            *("num_anchors", "num_similar", "projection_channels"),
+        )
+        check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
+        check_fields(self, ("saturation", "temperature"), lambda v: v > 0, "above 0")
+        check_fields(self, ("contrast_weight", "similar_outages"), lambda v: v >= 0, "at least 0")
+        check_fields(self, ("retain",), lambda v: 0 <= v <= 1, "at least 0 and at most 1")
 
 
 class Mean(Protocol):

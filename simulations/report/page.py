@@ -20,7 +20,7 @@ class ClientRow:
     Attributes:
         client: Its partition.
         encoder: Its encoder.
-        test_examples: Number of its test nodes, if it was ever evaluated.
+        test_examples: Number of its test examples, if it was ever evaluated.
         values: What it is judged by, under every strategy.
     """
 

@@ -47,8 +47,8 @@ def score_curves(runs: Sequence[StrategyRun], score: Score) -> Plot | None:
         score.key,
         f"Test {score.label}",
         f"Test {score.label} over the rounds. At the best validation round: {'; '.join(tops)}.",
-        f"Mean over the clients, weighted by their test nodes; {score.better} is better, and the "
-        f"mark is the round with the best validation {score.label}"
+        f"Mean over the clients, weighted by their test examples; {score.better} is better, and "
+        f"the mark is the round with the best validation {score.label}"
         + (", which is the thin dashed line." if with_validation else "."),
         paint,
     )
@@ -72,8 +72,8 @@ def loss_curves(runs: Sequence[StrategyRun]) -> Plot | None:
         "loss",
         "Training loss",
         f"Training loss over the rounds. In the last round: {'; '.join(ends)}.",
-        "Mean over the clients, weighted by their training nodes; compare the shapes and not the "
-        "heights, as every strategy adds terms of its own to the loss.",
+        "Mean over the clients, weighted by their training examples; compare the shapes and not "
+        "the heights, as every strategy adds terms of its own to the loss.",
         paint,
     )
 
@@ -162,10 +162,10 @@ def class_shares(reading: RunReading, partition: PartitionReport) -> Plot:
     return draw(
         "partition",
         "Classes of every client",
-        f"How the nodes of {num_classes} classes lie on {num_clients} clients; "
+        f"How the {reading.unit} of {num_classes} classes lie on {num_clients} clients; "
         f"{int((counts == 0).sum())} of {counts.size} combinations are empty.",
-        "The stronger the colour, the larger the class's share of the client's nodes"
-        + ("; the number counts the nodes." if with_numbers else "."),
+        f"The stronger the colour, the larger the class's share of the client's {reading.unit}"
+        + (f"; the number counts the {reading.unit}." if with_numbers else "."),
         paint,
         _rows_height(num_clients),
     )
@@ -301,7 +301,7 @@ def _client_rows(axes: Axes, reading: RunReading) -> None:
 def _row_names(reading: RunReading) -> str:
     """Return what the label of a row holds, in words."""
     named = reading.num_clients <= _MANY_CLIENTS
-    return " (number, encoder, test nodes)" if named and reading.test_examples else ""
+    return " (number, encoder, test examples)" if named and reading.test_examples else ""
 
 
 def _rows_height(count: int) -> float:

@@ -214,7 +214,7 @@ class RunReading:
 
     @cached_property
     def test_examples(self) -> dict[int, int]:
-        """Number of test nodes of every client that was ever evaluated."""
+        """Number of test examples of every client that was ever evaluated."""
         return {
             line.partition: line.test_examples
             for run in self.runs
@@ -233,6 +233,22 @@ class RunReading:
         first, *others = SCORES[self.experiment.task.name]
         known = {name for run in self.runs for line in run.rounds for name in line.scores}
         return (first, *(score for score in others if score.key in known))
+
+    @property
+    def unit(self) -> str:
+        """What was divided over the clients, in words."""
+        return "locations" if self._outages else "nodes"
+
+    @property
+    def classes_note(self) -> str:
+        """What the classes are where they are no labels."""
+        if not self._outages:
+            return ""
+        return "A location's class is the worst severity of its outages in the training events."
+
+    @property
+    def _outages(self) -> bool:
+        return self.experiment.task.name == "outages"
 
     def encoder(self, client: int) -> str:
         """Return the encoder of a client: the list is dealt out in turn."""

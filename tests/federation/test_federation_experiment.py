@@ -198,6 +198,59 @@ def test_natural_partition_of_one_graph_is_refused():
         client_graphs(Experiment.from_flat(keys))
 
 
+OUTAGES = {
+    "task.name": "outages",
+    "data.source": "storms",
+    "partition.scheme": "natural",
+    "strategy.name": "fedavg",
+}
+NEWCOMER = {"data.outages.newcomer": "west", "data.outages.newcomer_events": "one"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "start"),
+    [
+        ({"partition.scheme": "louvain"}, "partition.scheme: task.name = 'outages' has one"),
+        ({"data.source": "digits"}, "data.source: 'digits' holds no outages"),
+        ({"data.source": "csbm"}, "data.source: 'csbm' holds no outages"),
+        ({"data.source": "pyg:Planetoid/Cora"}, "data.source: 'pyg:Planetoid/Cora' holds no"),
+        ({"strategy.name": "pooled", **NEWCOMER}, "data.outages.newcomer: pooled training has all"),
+        ({"run.compare": "pooled", **NEWCOMER}, "data.outages.newcomer: pooled training has all"),
+        ({"data.outages.newcomer": "west"}, "data.outages: newcomer and newcomer_events go"),
+        ({"data.outages.newcomer_events": "one"}, "data.outages: newcomer and newcomer_events go"),
+        ({"data.outages.columns": "event"}, "data.outages.columns: write pairs such as"),
+        ({"data.outages.units": "gust=m/s, rain="}, "data.outages.units: write pairs such as"),
+        ({"outages.dropout": 1.0}, "outages.dropout: "),
+        ({"outages.total_weight": -1.0}, "outages.total_weight: "),
+        ({"outages.contrast_weight": -1.0}, "outages.contrast_weight: "),
+        ({"simulation.gpus_per_client": 0.5}, "simulation.gpus_per_client: task.name = 'outages'"),
+    ],
+)
+def test_a_federation_of_outages_that_cannot_be_names_the_key(keys, start):
+    with pytest.raises(ConfigError) as caught:
+        Experiment.from_flat(OUTAGES | keys)
+    _, line = str(caught.value).splitlines()
+    assert line.strip().startswith(start)
+
+
+def test_a_newcomer_is_compared_with_all_but_pooled_training():
+    keys = OUTAGES | NEWCOMER | {"run.compare": "local, fedprox, fedproto, feddbp"}
+    experiment = Experiment.from_flat(keys)
+    assert experiment.data.outages.newcomer == "west"
+    assert experiment.encoder_names == ["sa_hgnn"]
+
+
+def test_pairs_are_read_by_name_whatever_the_space_around_them():
+    keys = {
+        "data.outages.columns": "\nevent = storm,\n customers=static:meters,",
+        "data.outages.units": "gust=m/s, strength=1e-4 m/s/km2",
+    }
+    table = Experiment.from_flat(keys).data.outages
+    assert table.column_names == {"event": "storm", "customers": "static:meters"}
+    assert table.feature_units == {"gust": "m/s", "strength": "1e-4 m/s/km2"}
+    assert Experiment().data.outages.column_names == {}
+
+
 @pytest.mark.parametrize(
     ("text", "key", "near"),
     [

@@ -99,6 +99,14 @@ def test_one_test_event_has_no_r2(events):
     assert "r2" in evaluate(tiny(), events, "last_similar_storm").totals
 
 
+def test_quiet_test_events_have_no_error_in_percent(events, seen):
+    quiet = replace(events, outages=events.outages.clone())
+    quiet.outages[[1, 3]] = 0
+    found = evaluate(tiny(test_events="event-1, event-3"), quiet, "fake").totals
+    assert set(found) == {"mae", "rmse", "morisita_horn", "crmse"}
+    assert found["mae"] == found["crmse"] == 0
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_predicts(method, events):
     found = evaluate(tiny(test_events="event-1, event-4"), events, method)
@@ -221,6 +229,13 @@ def test_the_file_holds_configuration_events_and_measures(events, tmp_path):
         ("[outag]\nname = 'x'", "did you mean 'outage'"),
         ("[sa_hgnn]\ntarget = 'cubic'", r"sa_hgnn\.target: .*'poisson'"),
         ("[sa_hgnn]\nepochs = 'many'", r"sa_hgnn\.epochs: .*integer"),
+        ("[sa_hgnn]\nbatch_events = 0", r"sa_hgnn\.batch_events is 0, must be at least 1"),
+        ("[sa_hgnn]\nhidden_channels = 0", r"sa_hgnn\.hidden_channels is 0, must be at least 1"),
+        ("[sa_hgnn]\nepochs = 0", r"sa_hgnn\.epochs is 0, must be at least 1"),
+        ("[sa_hgnn]\ndropout = 2", r"sa_hgnn\.dropout is 2\.0, must be at least 0 and below 1"),
+        ("[sa_hgnn]\ntotal_weight = -1", r"sa_hgnn\.total_weight is -1\.0, must be at least 0"),
+        ("[sa_hgnn]\ncontrast_weight = -1", r"sa_hgnn\.contrast_weight is -1\.0, must be"),
+        ("[sa_hgnn]\ntemperature = 0", r"sa_hgnn\.temperature is 0\.0, must be above 0"),
         ("[outage]\nname = 'a/b'", r"outage\.name"),
         ("[outage]\nevents = 1", r"outage\.events"),
         ("[outage", r"file\.toml"),

@@ -61,3 +61,11 @@ def test_trees_take_missing_values(kind, events):
 def test_events_without_counts_teach_nothing(model, events):
     with pytest.raises(GraphCLError, match="the events have no counts to learn from"):
         model.fit(replace(events, outages=None))
+
+
+@pytest.mark.parametrize("kind", ["boosting", "forest"])
+def test_trees_that_never_saw_an_outage_expect_none(kind, events):
+    quiet = replace(events, outages=torch.zeros_like(events.outages))
+    trees = OutageTrees(kind).fit(quiet)
+    assert torch.equal(trees.predict(events.of([0, 1])), torch.zeros(2, 50))
+    assert float(trees.fit(events).predict(events).sum()) > 0  # and can learn better

@@ -27,6 +27,14 @@ PRETRAIN = {
     "pretrain.aspect.order": 3,
     "strategy.personal_weights": "encoder.policy",
 }
+OUTAGES = {
+    **ALIKE,
+    "task.name": "outages",
+    "data.source": "storms",
+    "data.outages.locations": 24,
+    "data.outages.events": 8,
+    "partition.scheme": "natural",
+}
 
 
 def figures(experiment: Experiment) -> dict[str, object]:
@@ -46,7 +54,9 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
 
 
 @pytest.mark.parametrize(
-    "strategy", [UNLIKE, ALIKE, PRETRAIN], ids=["feddbp", "fedavg", "pretrain"]
+    "strategy",
+    [UNLIKE, ALIKE, PRETRAIN, OUTAGES],
+    ids=["feddbp", "fedavg", "pretrain", "outages"],
 )
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
