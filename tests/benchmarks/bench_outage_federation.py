@@ -19,7 +19,7 @@ from simulations.run import execute, prepare
 CONFIG = Path("configs/taiwan_outages.toml")
 SEEDS = range(3)
 FEW = "Soudelor"  # the one storm that a newcomer has seen: the largest
-NEWCOMERS = ("宜蘭縣", "花蓮縣", "屏東縣", "台南市")  # hit by every large storm
+NEWCOMERS = ("宜蘭縣", "屏東縣", "台南市")  # hit by every large storm
 
 
 def run(experiment: Experiment) -> dict[str, dict]:
