@@ -1,7 +1,7 @@
 """The command line: ``graphcl run``, ``report``, ``probe``, ``outage`` and ``keys``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from federation.experiment import Experiment, describe_keys, load_experiment
+from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
 from federation.learners import Clients
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
@@ -109,12 +109,21 @@ def keys(
     probe_file: Annotated[
         bool, typer.Option("--probe", help="Of a probe file, as graphcl probe reads it.")
     ] = False,
+    outage_file: Annotated[
+        bool, typer.Option("--outage", help="Of an outage file, as graphcl outage reads it.")
+    ] = False,
 ) -> None:
-    """List every key of an experiment file, or of a probe file, with default and meaning."""
+    """List every key of an experiment, probe or outage file, with default and meaning."""
+    from simulations.outages import describe_outage_keys
     from simulations.probe import describe_probe_keys
 
+    if probe_file and outage_file:
+        raise ConfigError("--probe and --outage each list the keys of one kind of file: choose one")
+    described: Iterable[tuple[str, Scalar, str]] = describe_keys()
+    if probe_file or outage_file:
+        described = describe_probe_keys() if probe_file else describe_outage_keys()
     listing = Table("key", "default", "meaning", box=None)
-    for key, default, meaning in describe_probe_keys() if probe_file else describe_keys():
+    for key, default, meaning in described:
         if key.startswith(table):
             listing.add_row(key, escape(repr(default)), escape(meaning))
     terminal.console.print(listing)

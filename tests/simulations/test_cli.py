@@ -135,6 +135,15 @@ def test_every_key_is_listed_with_its_meaning(graphcl) -> None:
     assert "run.rounds" not in out
 
 
+def test_every_key_of_an_outage_file_is_listed_with_its_meaning(graphcl) -> None:
+    code, out = graphcl("keys", "sa_hgnn.", "--outage")
+    assert code == 0
+    assert "sa_hgnn.contrast_weight" in out
+    assert "outage.source" not in out
+    assert "Weight of the contrast between situations" in " ".join(out.split())
+    assert graphcl("keys", "--outage", "--probe")[0] == 2
+
+
 def test_help_teaches(graphcl) -> None:
     code, out = graphcl("run", "--help")
     assert code == 0
