@@ -128,8 +128,9 @@ def evaluate(
 ) -> None:
     """Predict events from others that do not include them, beside what practitioners use.
 
-    MAE, RMSE and Morisita-Horn similarity (1 is the observed pattern) are means over events of
-    measures over locations; MAPE, CRMSE and R2 are of the events' totals.
+    MAE, RMSE and similarity (Morisita-Horn's; 1 is the observed pattern) are means over events of
+    measures over locations; MAPE, CRMSE and R2 are of the events' totals. The results' file holds
+    these and more of every event.
 
     For example:
 
@@ -191,14 +192,13 @@ def _methods_table(found: list["Evaluated"]) -> Table:
     columns = {
         "MAE": ("mae", ".4g"),
         "RMSE": ("rmse", ".4g"),
-        "Morisita-Horn": ("morisita_horn", ".3f"),
+        "similarity": ("morisita_horn", ".3f"),
         "MAPE %": ("mape", ".1f"),
         "CRMSE": ("crmse", ".4g"),
-        "NCRMSE %": ("ncrmse", ".1f"),
         "R2": ("r2", ".3f"),
     }
     for name in (*columns, "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in found:
         row = [
             f"{one.totals[key]:{form}}" if key in one.totals else "-"
