@@ -1,6 +1,5 @@
 """Series of one graph: what each of its N nodes reported at each of T equal steps of time."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphcl.datasets.outage_events import _indices, split_unit
+from graphcl.datasets.validation import check_names, check_unique, select_indices, split_unit
 from graphcl.errors import DataError
 
 DAY = 86_400  # seconds
@@ -122,7 +121,7 @@ class SpatioTemporalSeries:
         Raises:
             DataError: Nothing is selected, or an index is out of range or repeated.
         """
-        index = _indices(nodes, self.num_nodes, f"{self.name}: at: nodes")
+        index = select_indices(nodes, self.num_nodes, f"{self.name}: at: nodes")
         place = torch.full((self.num_nodes,), -1)
         place[index] = torch.arange(len(index))
         ends = place[self.edge_index]
@@ -190,14 +189,8 @@ def _check_names(series: SpatioTemporalSeries, name: str) -> None:
         names = getattr(series, field)
         if not names:
             raise DataError(f"{name}: {field} is empty: give at least one")
-        for row, text in enumerate(names):
-            if not text or text != text.strip():
-                raise DataError(
-                    f"{name}: {field}[{row}] is {text!r}: write a name, without space around it"
-                )
-        text, times = Counter(names).most_common(1)[0]
-        if times > 1:
-            raise DataError(f"{name}: {field} holds {text!r} {times} times: names must be unique")
+        check_names(names, f"{name}: {field}")
+        check_unique(names, f"{name}: {field}")
     for channel in series.channel_names:
         if not split_unit(channel)[1]:
             raise DataError(

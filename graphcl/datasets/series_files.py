@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphcl.datasets.node_graph import read_arrays
+from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
 from graphcl.datasets.series import DAY, SpatioTemporalSeries
 from graphcl.datasets.sources import locate
 from graphcl.errors import DataError
@@ -107,13 +107,13 @@ def load_series(
         if "name" in arrays
         else place.stem,
         values=torch.from_numpy(values),
-        channel_names=_names(arrays["channel_names"], f"{place}: channel_names"),
-        node=_names(arrays.get("node", np.arange(num_nodes)), f"{place}: node"),
+        channel_names=as_names(arrays["channel_names"], f"{place}: channel_names"),
+        node=as_names(arrays.get("node", np.arange(num_nodes)), f"{place}: node"),
         edge_index=torch.from_numpy(np.ascontiguousarray(edges.T)),
         edge_weight=torch.from_numpy(weight),
         start=first,
         interval=seconds,
-        edge_ptr=None if ptr is None else torch.from_numpy(_integers(ptr, f"{place}: edge_ptr")),
+        edge_ptr=None if ptr is None else torch.from_numpy(as_integers(ptr, f"{place}: edge_ptr")),
     ).validate(str(place))
 
 
@@ -136,8 +136,7 @@ def save_series(series: SpatioTemporalSeries, path: str | Path) -> None:
     }
     if series.edge_ptr is not None:
         arrays["edge_ptr"] = series.edge_ptr.numpy()
-    with open(path, "wb") as file:  # given a name, numpy would append a missing ".npz"
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def _read(place: Path, names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -180,7 +179,7 @@ def _values(array: np.ndarray, missing: float | None, field: str) -> np.ndarray:
             f"{field} has shape {array.shape}, must be (T, N, C) or, for one channel, (T, N), each "
             "at least 1"
         )
-    values = _floats(array.reshape(*array.shape[:2], -1), field)
+    values = as_floats(array.reshape(*array.shape[:2], -1), field)
     if missing is not None:
         values[array.reshape(values.shape) == missing] = np.nan
     return values
@@ -191,15 +190,15 @@ def _edges(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return source and target, int64 (E, 2), and weight, float32 (E,), of each edge."""
     if "edges" in arrays:
-        edges = _integers(arrays["edges"], f"{name}: edges")
+        edges = as_integers(arrays["edges"], f"{name}: edges")
         if edges.ndim != 2 or edges.shape[1] != 2:
             raise DataError(f"{name}: edges has shape {edges.shape}, must be (E, 2)")
         weight = arrays.get("edge_weight", np.ones(len(edges)))
-        return edges, _floats(weight, f"{name}: edge_weight")
+        return edges, as_floats(weight, f"{name}: edge_weight")
     for key in ("edge_weight", "edge_ptr"):
         if key in arrays:
             raise DataError(f"{name}: {key} belongs to edges, but the graph is adj: leave it out")
-    adj = _floats(arrays["adj"], f"{name}: adj")
+    adj = as_floats(arrays["adj"], f"{name}: adj")
     if adj.shape != (num_nodes, num_nodes):
         raise DataError(
             f"{name}: adj has shape {adj.shape}, must be ({num_nodes}, {num_nodes}) for the "
@@ -360,24 +359,3 @@ def _scalar(value: np.ndarray, kinds: str, field: str) -> Any:
             f"{' or '.join(wanted[kind] for kind in kinds if kind in wanted)} of shape ()"
         )
     return value[()]
-
-
-def _names(values: np.ndarray, field: str) -> tuple[str, ...]:
-    if values.ndim != 1 or values.dtype.kind not in "Uiu":
-        raise DataError(
-            f"{field} is {values.dtype} of shape {values.shape}, must be text of one axis"
-        )
-    return tuple(map(str, values.tolist()))
-
-
-def _floats(values: np.ndarray, field: str) -> np.ndarray:
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{field} is {values.dtype}, must be real, integer or boolean: convert it")
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which validate names
-        return values.astype(np.float32, order="C")
-
-
-def _integers(values: np.ndarray, field: str) -> np.ndarray:
-    if values.dtype.kind not in "iu":
-        raise DataError(f"{field} is {values.dtype}, must be an integer dtype: convert it")
-    return values.astype(np.int64, order="C")
