@@ -4,6 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphcl.datasets import confounded_series, save_series
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -22,6 +27,24 @@ def test_the_import_door_runs_and_its_embedding_beats_the_pixels() -> None:
     probe, baseline = (float(word) for word in re.findall(r"\d\.\d+", done.stdout))
     assert probe > 0.92  # 0.941 when written; the pixels alone reach 0.902
     assert probe > baseline + 0.02
+
+
+def test_the_example_of_a_series_runs_and_its_missing_values_become_the_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n([^`]*load_series.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    series = confounded_series(num_clients=1, num_nodes=5, num_steps=100)[0].series
+    series.values[3, 2] = 0.0
+    save_series(series, tmp_path / "speeds.npz")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["x"].shape == (2, 12, 5, 1)
+    assert names["x"].isfinite().all()
+    assert names["x"][0, 3, 2] == 0
+    assert not names["batch"].x_mask[0, 3, 2]
 
 
 def test_every_file_and_command_it_names_exists() -> None:

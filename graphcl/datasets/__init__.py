@@ -1,5 +1,6 @@
-"""Node graphs and outage events: their files, their rules, generators and splits."""
+"""Node graphs, outage events and series: their files, their rules, generators and splits."""
 
+from graphcl.datasets.confounded_series import ConfoundedSeries, confounded_series
 from graphcl.datasets.digits import digits_graph
 from graphcl.datasets.node_graph import load_npz, save_npz
 from graphcl.datasets.outage_events import OutageEvents
@@ -11,15 +12,25 @@ from graphcl.datasets.outage_files import (
 )
 from graphcl.datasets.pyg import PYG_CLASSES, load_pyg
 from graphcl.datasets.sbm import contextual_sbm, mixed_sbm
+from graphcl.datasets.series import SpatioTemporalSeries
+from graphcl.datasets.series_files import load_series, save_series
 from graphcl.datasets.sources import count_classes, load, load_silos
 from graphcl.datasets.splits import split_nodes
 from graphcl.datasets.storms import StormSimulation, simulate_storms
 from graphcl.datasets.validation import validate
+from graphcl.datasets.windows import Scaler, WindowBatch, Windows, chronological_split
 
 __all__ = [
     "PYG_CLASSES",
+    "ConfoundedSeries",
     "OutageEvents",
+    "Scaler",
+    "SpatioTemporalSeries",
     "StormSimulation",
+    "WindowBatch",
+    "Windows",
+    "chronological_split",
+    "confounded_series",
     "contextual_sbm",
     "count_classes",
     "digits_graph",
@@ -27,11 +38,13 @@ __all__ = [
     "load_npz",
     "load_outage_events",
     "load_pyg",
+    "load_series",
     "load_silos",
     "load_storm",
     "mixed_sbm",
     "save_npz",
     "save_outage_events",
+    "save_series",
     "save_storm",
     "simulate_storms",
     "split_nodes",

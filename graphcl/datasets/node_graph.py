@@ -23,11 +23,8 @@ A file of several graphs, one per client, holds the same keys as ``<name>_x``, `
 without ``<name>_x_shape`` if ``num_features`` ``()`` holds the F that all graphs share.
 """
 
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +32,13 @@ from scipy.sparse import csr_matrix
 from torch_geometric.data import Data
 from torch_geometric.utils import coalesce, to_undirected
 
+from graphcl.datasets.arrays import as_floats, as_integers, read_arrays, write_arrays
 from graphcl.datasets.validation import MASKS, check_node_indices, validate
 from graphcl.errors import DataError
 
 __all__ = ["load_npz", "load_npz_graphs", "save_npz", "validate"]
 
 _SPARSE = ("x_indices", "x_indptr", "x_shape")
-_UNREADABLE = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 _KEYS = ("x", *_SPARSE, "x_data", "edges", "edge_index", "y", *MASKS)
 
 
@@ -142,43 +139,7 @@ def save_npz(data: Data, path: str | Path) -> None:
     for field in MASKS:
         if field in data:
             arrays[field] = data[field].cpu().numpy().T
-    with open(path, "wb") as file:  # given a name, numpy would append a missing ".npz"
-        np.savez_compressed(file, **arrays)
-
-
-def read_arrays(path: str | Path, keys: Iterable[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Read those of an npz file's arrays that are there, never a pickle.
-
-    Args:
-        path: The file.
-        keys: Names of the arrays that are wanted.
-
-    Returns:
-        The arrays found, by name, and all names in the file.
-
-    Raises:
-        DataError: The file is missing or no npz archive, or an array is no plain one.
-    """
-    try:
-        archive: Any = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: not a readable npz archive ({error})") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: holds one bare array: write the keys with numpy.savez")
-    arrays = {}
-    with archive:
-        for key in keys:
-            if key not in archive.files:
-                continue
-            try:
-                arrays[key] = archive[key]
-            except _UNREADABLE as error:
-                raise DataError(
-                    f"{path}: {key} cannot be read ({error}): save it as a plain array of numbers"
-                ) from error
-        return arrays, archive.files
+    write_arrays(path, arrays)
 
 
 def _check_keys(arrays: Mapping[str, np.ndarray], files: list[str], name: str) -> None:
@@ -201,7 +162,7 @@ def _check_keys(arrays: Mapping[str, np.ndarray], files: list[str], name: str) -
 def _features(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if "x" not in arrays:
         return _sparse_features(arrays, name)
-    x = _numbers(arrays["x"], f"{name}: x")
+    x = as_floats(arrays["x"], f"{name}: x")
     if x.ndim != 2:
         raise DataError(f"{name}: x has shape {x.shape}, must be (N, F), one row per node")
     return x
@@ -233,7 +194,7 @@ def _sparse_features(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
             f"{name}: x_indices[{bad[0]}] is {indices[bad[0]]} (row {row} of x), but the columns "
             f"are 0 to {num_features - 1}"
         )
-    values = _numbers(arrays.get("x_data", np.ones(len(indices))), f"{name}: x_data")
+    values = as_floats(arrays.get("x_data", np.ones(len(indices))), f"{name}: x_data")
     if values.shape != indices.shape:
         raise DataError(
             f"{name}: x_data has shape {values.shape}, must have one value for each of the "
@@ -267,17 +228,8 @@ def _mask(mask: np.ndarray, num_nodes: int, field: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask.T))
 
 
-def _numbers(array: np.ndarray, field: str) -> np.ndarray:
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{field} is {array.dtype}, must be real, integer or boolean: convert it")
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which validate names by its row
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
 def _integers(arrays: Mapping[str, np.ndarray], key: str, ndim: int, name: str) -> torch.Tensor:
-    array = arrays[key]
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{name}: {key} is {array.dtype}, must be an integer dtype: convert it")
+    array = as_integers(arrays[key], f"{name}: {key}")
     if array.ndim != ndim:
         raise DataError(f"{name}: {key} has shape {array.shape}, must have {ndim} axes")
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(array)

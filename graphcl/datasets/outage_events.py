@@ -1,7 +1,5 @@
 """Power outages of one territory: what its locations are, what each storm brought, what broke."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,9 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from graphcl.datasets.validation import check_names, check_unique, select_indices, split_unit
 from graphcl.errors import DataError
-
-_FEATURE = re.compile(r"(?P<quantity>\S|\S.*\S) \[(?P<unit>[^\[\]]+)\]")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +71,7 @@ class OutageEvents:
         Raises:
             DataError: Nothing is selected, or an index is out of range or repeated.
         """
-        index = _indices(locations, self.num_locations, "at: locations")
+        index = select_indices(locations, self.num_locations, "at: locations")
         place = torch.full((self.num_locations,), -1)
         place[index] = torch.arange(len(index))
         borders = place[self.borders]
@@ -100,7 +97,7 @@ class OutageEvents:
         Raises:
             DataError: Nothing is selected, or an index is out of range or repeated.
         """
-        index = _indices(events, self.num_events, "of: events")
+        index = select_indices(events, self.num_events, "of: events")
         return replace(
             self,
             event=tuple(self.event[e] for e in index.tolist()),
@@ -136,36 +133,6 @@ class OutageEvents:
         return self
 
 
-def split_unit(feature: str) -> tuple[str, str]:
-    """Split ``gust_max [m/s]`` into ``gust_max`` and ``m/s``; the unit is empty if there is none.
-
-    >>> split_unit("gust_max [m/s]")
-    ('gust_max', 'm/s')
-    """
-    match = _FEATURE.fullmatch(feature)
-    return (match["quantity"], match["unit"]) if match else (feature, "")
-
-
-def _indices(selection: Tensor | Sequence[int], count: int, field: str) -> Tensor:
-    index = torch.as_tensor(selection)
-    if index.dtype == torch.bool and index.shape == (count,):
-        index = index.nonzero().flatten()
-    if index.numel() == 0:
-        raise DataError(f"{field} selects nothing: select at least one of {count}")
-    if index.dtype != torch.int64 or index.ndim != 1:
-        raise DataError(
-            f"{field} is {index.dtype} of shape {list(index.shape)}, must be int64 indices of one "
-            f"axis or a boolean mask [{count}]"
-        )
-    bad = index[(index < 0) | (index >= count)]
-    if len(bad):
-        raise DataError(f"{field} holds {int(bad[0])}, must be 0 to {count - 1}")
-    values, times = index.unique(return_counts=True)
-    if len(values) < len(index):
-        raise DataError(f"{field} holds {int(values[times > 1][0])} twice: select each once")
-    return index
-
-
 def _check_names(events: OutageEvents, name: str) -> None:
     lengths = {
         "location": events.num_locations,
@@ -179,15 +146,9 @@ def _check_names(events: OutageEvents, name: str) -> None:
             raise DataError(f"{name}: {field} is empty: give at least one location and one event")
         if len(names) != length:
             raise DataError(f"{name}: {field} has {len(names)} entries, must have {length}")
-        for row, text in enumerate(names):
-            if not text or text != text.strip():
-                raise DataError(
-                    f"{name}: {field}[{row}] is {text!r}: write a name, without space around it"
-                )
+        check_names(names, f"{name}: {field}")
     for field in ("location", "event", "static_names", "weather_names"):
-        text, times = next(iter(Counter(getattr(events, field)).most_common(1)), ("", 0))
-        if times > 1:
-            raise DataError(f"{name}: {field} holds {text!r} {times} times: names must be unique")
+        check_unique(getattr(events, field), f"{name}: {field}")
     for field in ("static_names", "weather_names"):
         for feature in getattr(events, field):
             if not split_unit(feature)[1]:

@@ -54,9 +54,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphcl.datasets.node_graph import read_arrays
-from graphcl.datasets.outage_events import OutageEvents, split_unit
+from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
+from graphcl.datasets.outage_events import OutageEvents
 from graphcl.datasets.sources import locate
+from graphcl.datasets.validation import split_unit
 from graphcl.errors import DataError
 
 _REQUIRED = (
@@ -212,31 +213,33 @@ def _match_features(found: Sequence[str], wanted: Sequence[str], name: str) -> l
 
 
 def _events(arrays: Mapping[str, Any], units: Mapping[str, str], name: str) -> OutageEvents:
-    static_names = _names(arrays["static_names"], f"{name}: static_names")
-    weather_names = _names(arrays["weather_names"], f"{name}: weather_names")
+    static_names = as_names(arrays["static_names"], f"{name}: static_names")
+    weather_names = as_names(arrays["weather_names"], f"{name}: weather_names")
     named = _with_units([*static_names, *weather_names], units, name)
-    event = _names(arrays["event"], f"{name}: event")
+    event = as_names(arrays["event"], f"{name}: event")
     types = arrays.get("event_type", ["storm"] * len(event))
     outages = arrays.get("outages")
     return OutageEvents(
-        location=_names(arrays["location"], f"{name}: location"),
-        latlon=_floats(arrays["latlon"], np.float64, f"{name}: latlon"),
-        static=_floats(arrays["static"], np.float32, f"{name}: static"),
+        location=as_names(arrays["location"], f"{name}: location"),
+        latlon=torch.from_numpy(as_floats(arrays["latlon"], f"{name}: latlon", np.float64)),
+        static=torch.from_numpy(as_floats(arrays["static"], f"{name}: static")),
         static_names=tuple(named[: len(static_names)]),
-        customers=_floats(arrays["customers"], np.float32, f"{name}: customers"),
-        district=_names(arrays["district"], f"{name}: district"),
+        customers=torch.from_numpy(as_floats(arrays["customers"], f"{name}: customers")),
+        district=as_names(arrays["district"], f"{name}: district"),
         borders=_borders(arrays.get("borders", np.empty((0, 2), np.int64)), f"{name}: borders"),
         event=event,
-        event_type=_names(types, f"{name}: event_type"),
-        weather=_floats(arrays["weather"], np.float32, f"{name}: weather"),
+        event_type=as_names(types, f"{name}: event_type"),
+        weather=torch.from_numpy(as_floats(arrays["weather"], f"{name}: weather")),
         weather_names=tuple(named[len(static_names) :]),
-        outages=None if outages is None else _integers(outages, f"{name}: outages"),
+        outages=None
+        if outages is None
+        else torch.from_numpy(as_integers(outages, f"{name}: outages")),
     ).validate(name)
 
 
 def _feature(arrays: Mapping[str, Any], feature: str, name: str) -> np.ndarray:
     """Return one column of the static features, by the name that the file gives it."""
-    names, static = _names(arrays["static_names"], f"{name}: static_names"), arrays["static"]
+    names, static = as_names(arrays["static_names"], f"{name}: static_names"), arrays["static"]
     if feature not in names:
         raise DataError(
             f"{name}: columns takes the customers from {feature!r}, but the static features are "
@@ -247,7 +250,7 @@ def _feature(arrays: Mapping[str, Any], feature: str, name: str) -> np.ndarray:
             f"{name}: static has shape {static.shape}, must be (N, {len(names)}), a column for "
             "each of static_names"
         )
-    return static[:, names.index(feature)]
+    return static[:, names.index(feature)].copy()  # or customers would share memory with static
 
 
 def _with_units(features: list[str], units: Mapping[str, str], name: str) -> list[str]:
@@ -262,30 +265,8 @@ def _with_units(features: list[str], units: Mapping[str, str], name: str) -> lis
     ]
 
 
-def _names(values: Any, field: str) -> tuple[str, ...]:
-    names = np.asarray(values)
-    if names.ndim != 1 or (names.dtype.kind not in "Uiu" and names.size):
-        raise DataError(
-            f"{field} is {names.dtype} of shape {names.shape}, must be text of one axis"
-        )
-    return tuple(map(str, names.tolist()))
-
-
-def _floats(values: np.ndarray, dtype: type, field: str) -> torch.Tensor:
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{field} is {values.dtype}, must be real, integer or boolean: convert it")
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which validate names
-        return torch.from_numpy(values.astype(dtype, order="C"))
-
-
-def _integers(values: np.ndarray, field: str) -> torch.Tensor:
-    if values.dtype.kind not in "iu":
-        raise DataError(f"{field} is {values.dtype}, must be an integer dtype: convert it")
-    return torch.from_numpy(values.astype(np.int64, order="C"))
-
-
 def _borders(values: np.ndarray, field: str) -> torch.Tensor:
-    pairs = _integers(values, field).numpy()
+    pairs = as_integers(values, field)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise DataError(f"{field} has shape {pairs.shape}, must be (B, 2)")
     pairs = np.sort(pairs, axis=1)
@@ -334,8 +315,7 @@ def _write_archive(events: OutageEvents, path: str | Path) -> None:
         elif value is not None:
             arrays[key] = np.array(value, dtype=np.str_)
     arrays["borders"] = arrays["borders"].T
-    with open(path, "wb") as file:  # given a name, numpy would append a missing ".npz"
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays)
 
 
 # The folder.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from graphcl.datasets.node_graph import read_arrays
+from graphcl.datasets.arrays import read_arrays
 from graphcl.datasets.validation import MASKS, check_every_class
 from graphcl.errors import DataError
 

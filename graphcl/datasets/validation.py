@@ -1,5 +1,8 @@
-"""The rules of a node graph, checked on PyTorch Geometric's ``Data``."""
+"""The rules of a node graph, on PyTorch Geometric's ``Data``, and those that containers share."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations, islice
 
 import numpy as np
@@ -9,6 +12,7 @@ from torch_geometric.data import Data
 from graphcl.errors import DataError
 
 MASKS = ("train_mask", "val_mask", "test_mask")
+_FEATURE = re.compile(r"(?P<quantity>\S|\S.*\S) \[(?P<unit>[^\[\]]+)\]")
 
 
 def validate(data: Data, name: str = "data", *, every_class: bool = True) -> Data:
@@ -87,6 +91,76 @@ def check_every_class(labels: list[torch.Tensor], name: str) -> None:
             f"{name}: unlabelled classes: y goes up to {num_classes - 1} but no node has class "
             f"{shown}: renumber the classes 0 to {len(held) - 1} without a gap"
         )
+
+
+def select_indices(selection: torch.Tensor | Sequence[int], count: int, field: str) -> torch.Tensor:
+    """Return what is selected of ``count`` things as indices, int64, in the order given.
+
+    Args:
+        selection: Indices, int64 and each once, or a boolean mask [count].
+        count: How many there are to select from.
+        field: The name of the selection in a message.
+
+    Raises:
+        DataError: Nothing is selected, or an index is out of range or repeated.
+    """
+    index = torch.as_tensor(selection)
+    if index.dtype == torch.bool and index.shape == (count,):
+        index = index.nonzero().flatten()
+    if index.numel() == 0:
+        raise DataError(f"{field} selects nothing: select at least one of {count}")
+    if index.dtype != torch.int64 or index.ndim != 1:
+        raise DataError(
+            f"{field} is {index.dtype} of shape {list(index.shape)}, must be int64 indices of one "
+            f"axis or a boolean mask [{count}]"
+        )
+    bad = index[(index < 0) | (index >= count)]
+    if len(bad):
+        raise DataError(f"{field} holds {int(bad[0])}, must be 0 to {count - 1}")
+    values, times = index.unique(return_counts=True)
+    if len(values) < len(index):
+        raise DataError(f"{field} holds {int(values[times > 1][0])} twice: select each once")
+    return index
+
+
+def check_names(names: Sequence[str], field: str) -> None:
+    """Check that no name is empty or has space around it.
+
+    Args:
+        names: Names.
+        field: What they are called in a message, with their file.
+
+    Raises:
+        DataError: Names the position of the first that is or has.
+    """
+    for row, text in enumerate(names):
+        if not text or text != text.strip():
+            raise DataError(f"{field}[{row}] is {text!r}: write a name, without space around it")
+
+
+def check_unique(names: Sequence[str], field: str) -> None:
+    """Check that no name is there twice.
+
+    Args:
+        names: Names; there may be none.
+        field: What they are called in a message, with their file.
+
+    Raises:
+        DataError: Names the most frequent one.
+    """
+    text, times = next(iter(Counter(names).most_common(1)), ("", 0))
+    if times > 1:
+        raise DataError(f"{field} holds {text!r} {times} times: names must be unique")
+
+
+def split_unit(feature: str) -> tuple[str, str]:
+    """Split ``gust_max [m/s]`` into ``gust_max`` and ``m/s``; the unit is empty if there is none.
+
+    >>> split_unit("gust_max [m/s]")
+    ('gust_max', 'm/s')
+    """
+    match = _FEATURE.fullmatch(feature)
+    return (match["quantity"], match["unit"]) if match else (feature, "")
 
 
 def _tensor(data: Data, field: str, dtype: torch.dtype, ndim: int, name: str) -> torch.Tensor:

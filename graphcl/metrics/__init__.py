@@ -13,6 +13,7 @@ from graphcl.metrics.counts import (
     r2,
     root_mean_squared_error,
 )
+from graphcl.metrics.forecasts import masked_mae, masked_mape, masked_rmse
 
 __all__ = [
     "accuracy",
@@ -20,6 +21,9 @@ __all__ = [
     "interval_coverage",
     "interval_width",
     "mape",
+    "masked_mae",
+    "masked_mape",
+    "masked_rmse",
     "mean_absolute_error",
     "morisita_horn",
     "ncrmse",

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
 from graphcl.errors import DataError
-from simulations.report.drawing import INK, MUTED, RULE, SHADE
+from simulations.report.writing import write_page
 
 _TEMPLATE = "outage_map.html.jinja"
 _SHOWN_BORDERS = 60_000  # beyond which lines hide the locations and slow the map
@@ -176,43 +175,31 @@ def write_outage_map(path: Path, forecast: MapData) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    page = _render(forecast)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-    return path
+    values = _values(forecast)
+    return write_page(Path(path), _TEMPLATE, values, count=_count, json=_json, digest=_digest)
 
 
-def _render(forecast: MapData) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "json": _json, "digest": _digest}
+def _values(forecast: MapData) -> dict[str, Any]:
+    """Return what the template shows."""
     level = f"{100 * forecast.level:.4g}\N{NO-BREAK SPACE}%"
     borders = _pairs(forecast.borders)
     shown = borders if len(borders) <= _SHOWN_BORDERS else []
     districts = sorted(forecast.district_totals, key=lambda total: -total.expected)
-    return environment.get_template(_TEMPLATE).render(
-        forecast=forecast,
-        level=level,
-        districts=districts,
-        longest=max(max(total.expected, total.high) for total in districts) or 1.0,
-        observed=_observed(forecast),
-        has_borders=bool(shown),
-        left_out_borders=len(borders) - len(shown),
-        data={
+    return {
+        "forecast": forecast,
+        "level": level,
+        "districts": districts,
+        "longest": max(max(total.expected, total.high) for total in districts) or 1.0,
+        "observed": _observed(forecast),
+        "has_borders": bool(shown),
+        "left_out_borders": len(borders) - len(shown),
+        "data": {
             "unit": forecast.unit,
             "level": level,
             **_columns(forecast, [total.name for total in districts]),
             "borders": shown,
         },
-        palette={"ink": INK, "muted": MUTED, "rule": RULE, "shade": SHADE},
-    )
+    }
 
 
 def _columns(forecast: MapData, districts: list[str]) -> dict[str, list[Any]]:

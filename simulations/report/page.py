@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import Any
 
 from simulations.report import plots, units
-from simulations.report.drawing import INK, LOOKS, MUTED, RULE, SHADE
+from simulations.report.drawing import LOOKS
 from simulations.report.reading import RunReading, read_run
+from simulations.report.writing import write_page
 
 _TEMPLATE = "report.html.jinja"
 _SHOWN_FAILURES = 200
@@ -43,48 +43,38 @@ def write_report(directory: Path) -> Path:
         FederationError: If a file of the run is missing or damaged; the message names it.
     """
     directory = Path(directory)
-    path = directory / "report.html"
-    page = _render(read_run(directory))
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-    return path
-
-
-def _render(reading: RunReading) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return write_page(
+        directory / "report.html",
+        _TEMPLATE,
+        _values(read_run(directory)),
+        percent=units.percent,
+        size=units.size,
+        duration=units.duration,
+        number=units.number,
+        scored=units.scored,
     )
-    environment.filters |= {
-        "percent": units.percent,
-        "size": units.size,
-        "duration": units.duration,
-        "number": units.number,
-        "scored": units.scored,
-    }
-    return environment.get_template(_TEMPLATE).render(
-        reading=reading,
-        main=reading.runs[0],
-        experiment=reading.experiment,
-        client_rows=_client_rows(reading),
-        score=reading.scores[0],
-        other_scores=reading.scores[1:],
-        best_value=_best_value(reading),
-        curves=_drawn(
+
+
+def _values(reading: RunReading) -> dict[str, Any]:
+    """Return what the template shows."""
+    return {
+        "reading": reading,
+        "main": reading.runs[0],
+        "experiment": reading.experiment,
+        "client_rows": _client_rows(reading),
+        "score": reading.scores[0],
+        "other_scores": reading.scores[1:],
+        "best_value": _best_value(reading),
+        "curves": _drawn(
             plots.score_curves(reading.runs, reading.scores[0]), plots.loss_curves(reading.runs)
         ),
-        clients=plots.client_dots(reading),
-        classes=plots.class_shares(reading, reading.partition) if reading.partition else None,
-        wire=_drawn(plots.bytes_per_round(reading.runs), plots.bytes_in_total(reading.runs)),
-        failures=reading.failures,
-        shown_failures=_SHOWN_FAILURES,
-        looks=LOOKS,
-        palette={"ink": INK, "muted": MUTED, "rule": RULE, "shade": SHADE},
-    )
+        "clients": plots.client_dots(reading),
+        "classes": plots.class_shares(reading, reading.partition) if reading.partition else None,
+        "wire": _drawn(plots.bytes_per_round(reading.runs), plots.bytes_in_total(reading.runs)),
+        "failures": reading.failures,
+        "shown_failures": _SHOWN_FAILURES,
+        "looks": LOOKS,
+    }
 
 
 def _drawn(*drawn: plots.Plot | None) -> list[plots.Plot]:

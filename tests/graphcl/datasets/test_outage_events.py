@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graphcl.datasets import OutageEvents
-from graphcl.datasets.outage_events import split_unit
+from graphcl.datasets.validation import split_unit
 from graphcl.errors import DataError
 
 NAN = float("nan")

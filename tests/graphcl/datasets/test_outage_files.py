@@ -220,6 +220,15 @@ def test_customers_may_be_a_static_feature(folder, archive, form):
         load_outage_events(place, columns={"customers": "static:meters"})
 
 
+def test_customers_from_the_only_static_feature_are_numbers_of_their_own(archive):
+    """A contiguous column would otherwise be a view: a change to one would change both."""
+    static = np.array([[10], [20], [30], [40]], dtype=np.float32)
+    place = archive(customers=None, static=static, static_names=np.array(["meters [1]"]))
+    events = load_outage_events(place, columns={"customers": "static:meters [1]"})
+    events.customers.zero_()
+    assert events.static.flatten().tolist() == [10, 20, 30, 40]
+
+
 FOLDER_RULES = {
     "no table": ({"weather": None}, {}, r"weather\.csv: no such file"),
     "no column": (
