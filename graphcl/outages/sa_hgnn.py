@@ -40,6 +40,8 @@ class SAHGNNConfig(OutageModelConfig):
         dynamic_neighbors: Whom a location listens to in an event, at most.
         candidates: Of how many nearest locations these are chosen: storms act locally.
         saturation: Of the graph learner.
+        norm: Whether a situation's embedding is normalised by ``"layer"``; ``"none"`` lets what lies
+            beyond the storms of the training move it further.
         hops: Steps of the mix-hop convolution.
         retain: Share of its own input that each step keeps.
         contrast_weight: Weight of the contrast between situations; 0 leaves it out.
@@ -56,6 +58,7 @@ class SAHGNNConfig(OutageModelConfig):
     dynamic_neighbors: int = 4
     candidates: int = 12
     saturation: float = 3.0
+    norm: Literal["layer", "none"] = "layer"
     hops: int = 2
     retain: float = 0.05
     contrast_weight: float = 0.01
@@ -155,7 +158,7 @@ class SAHGNN(OutageModel):
             )
             self.mixture = nn.Parameter(torch.zeros(()))
         self.gate = nn.Linear(2 * width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if config.norm == "layer" else nn.Identity()
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection_channels)
         )
