@@ -40,8 +40,8 @@ class SAHGNNConfig(OutageModelConfig):
         dynamic_neighbors: Whom a location listens to in an event, at most.
         candidates: Of how many nearest locations these are chosen: storms act locally.
         saturation: Of the graph learner.
-        norm: Whether a situation's embedding is normalised by ``"layer"``; ``"none"`` lets what lies
-            beyond the storms of the training move it further.
+        norm: Whether an embedding is normalised by ``"layer"``; with ``"none"``, a storm beyond
+            those of the training can move it further than they did.
         hops: Steps of the mix-hop convolution.
         retain: Share of its own input that each step keeps.
         contrast_weight: Weight of the contrast between situations; 0 leaves it out.

@@ -129,6 +129,7 @@ def test_the_terms_of_the_loss_are_named_and_the_adversarial_one_trains_the_enco
 
 def test_a_stability_weight_moves_the_policy_from_the_sensitive_channel(data) -> None:
     base = replace(SMALL, epochs=25, warmup_steps=0, adversarial_weight=0.0, evidence_weight=2.0)
+    base = replace(base, feature_bound=0.5)  # an attack that turns the channels visibly
 
     def leaning(weight: float) -> float:
         method = ASPECTS(replace(base, stability_weight=weight)).fit(data)
