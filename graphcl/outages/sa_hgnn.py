@@ -40,8 +40,6 @@ class SAHGNNConfig(OutageModelConfig):
         dynamic_neighbors: Whom a location listens to in an event, at most.
         candidates: Of how many nearest locations these are chosen: storms act locally.
         saturation: Of the graph learner.
-        norm: Whether an embedding is normalised by ``"layer"``; with ``"none"``, a storm beyond
-            those of the training can move it further than they did.
         hops: Steps of the mix-hop convolution.
         retain: Share of its own input that each step keeps.
         contrast_weight: Weight of the contrast between situations; 0 leaves it out.
@@ -58,7 +56,6 @@ class SAHGNNConfig(OutageModelConfig):
     dynamic_neighbors: int = 4
     candidates: int = 12
     saturation: float = 3.0
-    norm: Literal["layer", "none"] = "layer"
     hops: int = 2
     retain: float = 0.05
     contrast_weight: float = 0.01
@@ -158,7 +155,7 @@ class SAHGNN(OutageModel):
             )
             self.mixture = nn.Parameter(torch.zeros(()))
         self.gate = nn.Linear(2 * width, width)
-        self.norm = nn.LayerNorm(width) if config.norm == "layer" else nn.Identity()
+        self.norm = nn.LayerNorm(width)
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection_channels)
         )
