@@ -35,6 +35,7 @@ from graphcl.outages import (
     SAHGNN,
     ForecasterConfig,
     LastSimilarStorm,
+    NoOutages,
     OutageForecaster,
     OutageGCN,
     OutageModelConfig,
@@ -136,6 +137,7 @@ METHODS: dict[str, Callable[[OutageExperiment], Model]] = {
     "gradient_boosting": lambda e: OutageTrees("boosting", e.sa_hgnn.seed),
     "random_forest": lambda e: OutageTrees("forest", e.sa_hgnn.seed),
     "last_similar_storm": lambda e: LastSimilarStorm(),
+    "no_outages": lambda e: NoOutages(),
 }
 
 

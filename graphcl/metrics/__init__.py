@@ -4,12 +4,10 @@ from graphcl.metrics.classification import accuracy, roc_auc
 from graphcl.metrics.counts import (
     crmse,
     interval_coverage,
-    interval_width,
     mape,
     mean_absolute_error,
     morisita_horn,
     ncrmse,
-    poisson_deviance,
     r2,
     root_mean_squared_error,
 )
@@ -19,7 +17,6 @@ __all__ = [
     "accuracy",
     "crmse",
     "interval_coverage",
-    "interval_width",
     "mape",
     "masked_mae",
     "masked_mape",
@@ -27,7 +24,6 @@ __all__ = [
     "mean_absolute_error",
     "morisita_horn",
     "ncrmse",
-    "poisson_deviance",
     "r2",
     "roc_auc",
     "root_mean_squared_error",

@@ -126,22 +126,6 @@ def morisita_horn(predicted: Tensor, y: Tensor) -> float:
     return float(2 * (p * q).sum() / (p.square() + q.square()).sum())
 
 
-def poisson_deviance(predicted: Tensor, y: Tensor) -> float:
-    """Return the mean Poisson deviance, 0 for exact predictions, with ``0 log 0 = 0``.
-
-    A prediction of 0 where something was counted is impossible under its own model: the deviance is
-    then infinite.
-
-    Shapes:
-        - **predicted**, **y**: any, the same; means and counts, none negative
-
-    Raises:
-        GraphCLError: If the shapes differ, nothing is given, or an entry is negative or not finite.
-    """
-    predicted, y = _counts("poisson_deviance", predicted=predicted, y=y)
-    return float(2 * (torch.xlogy(y, y) - torch.xlogy(y, predicted) - y + predicted).mean())
-
-
 def interval_coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
     """Return the share of counts inside their interval, whose bounds belong to it.
 
@@ -155,21 +139,6 @@ def interval_coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
     low, high, y = _checked("interval_coverage", low=low, high=high, y=y)
     _check_order("interval_coverage", low, high)
     return float(((low <= y) & (y <= high)).double().mean())
-
-
-def interval_width(low: Tensor, high: Tensor) -> float:
-    """Return the mean width of the intervals, in their unit; coverage alone rewards wide ones.
-
-    Shapes:
-        - **low**, **high**: any, the same
-
-    Raises:
-        GraphCLError: If ``low`` is above ``high``, the shapes differ, nothing is given, or an
-            entry is not finite.
-    """
-    low, high = _checked("interval_width", low=low, high=high)
-    _check_order("interval_width", low, high)
-    return float((high - low).mean())
 
 
 def _checked(metric: str, **given: Tensor) -> list[Tensor]:

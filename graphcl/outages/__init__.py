@@ -1,6 +1,6 @@
 """Power outages of storms: SA-HGNN, its graphs, intervals, and what it is compared with."""
 
-from graphcl.outages.baselines import LastSimilarStorm, OutageTrees
+from graphcl.outages.baselines import LastSimilarStorm, NoOutages, OutageTrees
 from graphcl.outages.dynamic_graph import DynamicGraphLearner, LearnedMean
 from graphcl.outages.forecast import Forecast, ForecasterConfig, OutageForecaster, Total
 from graphcl.outages.gcn import OutageGCN
@@ -22,6 +22,7 @@ __all__ = [
     "LastSimilarStorm",
     "LearnedMean",
     "MixHop",
+    "NoOutages",
     "OutageForecaster",
     "OutageGCN",
     "OutageModel",

@@ -78,6 +78,18 @@ class LastSimilarStorm:
         return self.known[far.argmin(1)]
 
 
+class NoOutages:
+    """Expects nothing anywhere: what a mean absolute error of mostly zeros must be read against."""
+
+    def fit(self, events: OutageEvents) -> Self:
+        """Learn nothing."""
+        return self
+
+    def predict(self, events: OutageEvents) -> Tensor:
+        """Return zeros, ``[E, N]``."""
+        return torch.zeros(events.num_events, events.num_locations)
+
+
 def _counts(events: OutageEvents) -> Tensor:
     if events.outages is None:
         raise GraphCLError("the events have no counts to learn from")

@@ -19,7 +19,7 @@ from simulations.run import execute, prepare
 CONFIG = Path("configs/taiwan_outages.toml")
 SEEDS = range(3)
 FEW = "Soudelor"  # the one storm that a newcomer has seen: the largest
-NEWCOMERS = ("宜蘭縣", "屏東縣", "台南市")  # hit by every large storm
+NEWCOMERS = ("宜蘭縣", "屏東縣", "台南市")  # spared in 2016, hit by both storms, hit by one
 
 
 def run(experiment: Experiment) -> dict[str, dict]:
@@ -62,14 +62,17 @@ def main() -> None:
         share = (means["local"] - means[strategy]) / (means["local"] - means["pooled"])
         print(f"{strategy} closes {100 * share:.0f} % of the gap in MAE from local to pooled")
 
-    names = territories(base).names
-    print(f"{'newcomer':<14}" + "".join(f"{s:>20}" for s in ("local", "fedavg", "feddbp")))
+    clients = territories(base)
+    columns = ("local", "fedavg", "feddbp", "no outages")
+    print(f"{'newcomer':<14}" + "".join(f"{name:>20}" for name in columns))
     for newcomer in NEWCOMERS:
         own = {"data.outages.newcomer": newcomer, "data.outages.newcomer_events": FEW}
         runs = run(base.override({**own, "run.compare": "local, feddbp"}))
-        maes = [
-            runs[s]["clients"][names.index(newcomer)]["mae"] for s in ("local", "fedavg", "feddbp")
-        ]
+        client = clients.names.index(newcomer)
+        maes = [runs[s]["clients"][client]["mae"] for s in columns[:-1]]
+        # What expecting nothing is off by is what there was.
+        tested = clients.whole.outages[clients.splits["test"]]
+        maes.append(float(tested[:, clients.locations[client]].double().mean()))
         print(f"{newcomer:<14}" + "".join(f"{mae:>20.1f}" for mae in maes), flush=True)
 
 

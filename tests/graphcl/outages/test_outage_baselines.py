@@ -7,7 +7,7 @@ import torch
 
 from graphcl.errors import GraphCLError
 from graphcl.metrics import root_mean_squared_error
-from graphcl.outages import LastSimilarStorm, OutageTrees
+from graphcl.outages import LastSimilarStorm, NoOutages, OutageTrees
 
 
 def test_the_counts_are_exactly_those_of_the_most_similar_storm(events):
@@ -69,3 +69,9 @@ def test_trees_that_never_saw_an_outage_expect_none(kind, events):
     trees = OutageTrees(kind).fit(quiet)
     assert torch.equal(trees.predict(events.of([0, 1])), torch.zeros(2, 50))
     assert float(trees.fit(events).predict(events).sum()) > 0  # and can learn better
+
+
+def test_no_outages_are_expected_anywhere(events) -> None:
+    expected = NoOutages().fit(events).predict(events)
+    assert expected.shape == events.outages.shape
+    assert not expected.any()
