@@ -71,11 +71,6 @@ class SpatioTemporalSeries:
         """Time of each step, ``datetime64[s]`` ``[T]``."""
         return self.start + np.arange(self.num_steps) * np.timedelta64(self.interval, "s")
 
-    @property
-    def slots_per_day(self) -> int:
-        """Number of values that :meth:`time_of_day` can take; 1 for daily and rarer steps."""
-        return -(-DAY // self.interval)
-
     def __repr__(self) -> str:
         edges = f"{self.edge_index.shape[1]} edges{' over all steps' * (self.edge_ptr is not None)}"
         return (
@@ -84,15 +79,8 @@ class SpatioTemporalSeries:
             f"{self.values.isnan().double().mean():.1%} missing)"
         )
 
-    def time_of_day(self, steps: Tensor) -> Tensor:
-        """Return the slot of the day, int64 from 0 at midnight UTC, of each step, of any shape."""
-        return self._seconds(steps) % DAY // self.interval
-
-    def day_of_week(self, steps: Tensor) -> Tensor:
-        """Return the day of the week in UTC, int64 from 0 on Monday, of each step, of any shape."""
-        return (self._seconds(steps) // DAY + 3) % 7  # 1970 began on a Thursday
-
-    def _seconds(self, steps: Tensor) -> Tensor:
+    def seconds(self, steps: Tensor) -> Tensor:
+        """Return the time of each step, int64 seconds since 1970 in UTC, of any shape."""
         return int(self.start.astype(np.int64)) + steps * self.interval
 
     def graph(self, step: int) -> tuple[Tensor, Tensor]:

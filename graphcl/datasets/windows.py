@@ -18,15 +18,14 @@ class WindowBatch(NamedTuple):
     Shapes:
         - **x**: float32 ``[B, history, N, C]``; **x_mask**: bool, the same
         - **y**: float32 ``[B, horizon, N, C]``; **y_mask**: bool, the same
-        - **time_of_day**, **day_of_week**: int64 ``[B, history + horizon]``, in UTC
+        - **time**: int64 ``[B, history + horizon]``, seconds since 1970 in UTC
     """
 
     x: Tensor
     x_mask: Tensor
     y: Tensor
     y_mask: Tensor
-    time_of_day: Tensor
-    day_of_week: Tensor
+    time: Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,8 +93,7 @@ class Windows:
             x_mask=~x.isnan(),
             y=y,
             y_mask=~y.isnan(),
-            time_of_day=self.series.time_of_day(steps),
-            day_of_week=self.series.day_of_week(steps),
+            time=self.series.seconds(steps),
         )
 
 

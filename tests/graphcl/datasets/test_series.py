@@ -216,19 +216,10 @@ def test_each_step_has_the_graph_of_its_edges():
             make().graph(step)
 
 
-@pytest.mark.parametrize("interval", [300, 420, 3600, 86_400, 604_800])
-def test_slots_and_weekdays_are_those_of_the_calendar(interval):
-    series = make(
-        values=torch.zeros(900, 3, 2),
-        start=np.datetime64("1969-12-28T23:10:00", "s"),
-        interval=interval,
-    )
-    steps = torch.arange(900).reshape(30, 30)
-    times = [time.item() for time in series.time]
-    slots = [(t.hour * 3600 + t.minute * 60 + t.second) // interval for t in times]
-    assert series.time_of_day(steps).flatten().tolist() == slots
-    assert series.day_of_week(steps).flatten().tolist() == [t.weekday() for t in times]
-    assert max(slots) < series.slots_per_day == max(1, -(-86_400 // interval))
+def test_seconds_are_the_time_of_each_step():
+    series = make(start=np.datetime64("1969-12-28T23:10:00", "s"), interval=420)
+    steps = torch.arange(4).reshape(2, 2)
+    assert series.seconds(steps).flatten().tolist() == series.time.astype(np.int64).tolist()
 
 
 def test_repr_counts_and_shows_no_values():

@@ -1,0 +1,107 @@
+"""Forecasters that every network must beat, and that need no gradient."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from graphcl.datasets import SpatioTemporalSeries
+from graphcl.spatiotemporal.forecaster import Forecaster
+from graphcl.spatiotemporal.samples import Sample, in_order, last_observed
+
+_RIDGE = 1e-3  # of the number of samples
+
+
+class LastValue(Forecaster):
+    """Expects the last observed value to stay; the mean where the window has none."""
+
+    def build(self) -> None:
+        pass
+
+    def forward(self, sample: Sample) -> Tensor:
+        return last_observed(sample)[:, None].repeat(1, self.config.horizon, 1, 1)
+
+    def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
+        self.windows(train), self.windows(val)
+        return self.start(train)
+
+
+class HistoricalAverage(Forecaster):
+    """Expects a node's mean at this place in the longest cycle that training saw twice.
+
+    That is the time of the week, say, or of the year; the node's mean where no cycle was seen
+    twice, and where all values at this place are missing.
+    """
+
+    mean: Tensor
+
+    def build(self) -> None:
+        shape = (self.calendar.num_slots, len(self.node), len(self.channel_names))
+        self.register_buffer("mean", torch.zeros(shape))
+
+    def forward(self, sample: Sample) -> Tensor:
+        slots = self.calendar.slot(sample.time[:, -self.config.horizon :])
+        return self.mean[slots % len(self.mean)]
+
+    def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
+        self.windows(train), self.windows(val)
+        self.start(train)
+        values = self.scaler(train.values).double()
+        slots = self.calendar.slot(train.seconds(torch.arange(train.num_steps)))
+        shape = (self.calendar.num_slots, *values.shape[1:])
+        total = values.new_zeros(shape).index_add_(0, slots, values)
+        count = values.new_zeros(shape).index_add_(0, slots, train.mask.double())
+        overall = total.sum(0) / count.sum(0).clamp(min=1)
+        self.mean.copy_(torch.where(count > 0, total / count.clamp(min=1), overall))
+        return self
+
+
+class LinearForecaster(Forecaster):
+    """Each step ahead is a linear function of the window, alike for all nodes: ridge regression.
+
+    A channel has weights of its own, on all channels' windows.  The last observed value is taken
+    off the window and put back on the forecast, so that what is learned does not depend on the
+    level.
+
+    Source:
+        Zeng et al., AAAI 2023 (NLinear), fitted in closed form.
+    """
+
+    weight: Tensor
+
+    def build(self) -> None:
+        C, config = len(self.channel_names), self.config
+        self.register_buffer("weight", torch.zeros(config.history * C + C + 1, config.horizon * C))
+
+    def forward(self, sample: Sample) -> Tensor:
+        features, level = self._features(sample)
+        out = (features @ self.weight).unflatten(-1, (self.config.horizon, -1))
+        return out.transpose(1, 2) + level[:, None]
+
+    def _features(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return ``[B, N, history C + C + 1]`` and the level ``[B, N, C]``."""
+        level = last_observed(sample)
+        off = (sample.x - level[:, None]) * sample.x_mask
+        ones = torch.ones_like(level[..., :1])
+        return torch.cat([off.transpose(1, 2).flatten(2), level, ones], -1), level
+
+    def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
+        self.windows(val)
+        self.start(train)
+        rows, outputs = self.weight.shape
+        gram = torch.zeros(outputs, rows, rows, dtype=torch.float64)
+        moment = torch.zeros(outputs, rows, dtype=torch.float64)
+        for sample in in_order(self.windows(train), self.scaler, 64):
+            features, level = self._features(sample)
+            flat = features.flatten(0, 1).double()
+            y = ((sample.y - level[:, None]) * sample.y_mask).transpose(1, 2).flatten(2)
+            known = sample.y_mask.transpose(1, 2).flatten(2).flatten(0, 1).double()
+            moment += y.flatten(0, 1).double().T @ flat
+            if bool(known.all()):
+                gram += flat.T @ flat
+            else:  # each output has rows of its own that are known
+                gram += torch.einsum("no,ni,nj->oij", known, flat, flat)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        ridge = _RIDGE * scale * torch.eye(rows, dtype=torch.float64)
+        self.weight.copy_(torch.linalg.solve(gram + ridge, moment[..., None])[..., 0].T)
+        return self
