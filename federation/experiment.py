@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
 from federation.tables import (
+    PROTOTYPE_STRATEGIES,
     WEIGHT_STRATEGIES,
     DataTable,
     Forecast,
@@ -62,11 +63,16 @@ class Experiment(Table):
                 f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
                 "leave it at 0"
             )
+        planned = (self.strategy.name, *self.run.compare.split(", "))
+        if "scfsgl" in planned and self.task.name != "forecast":
+            raise ValueError(
+                f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{self.task.name}'; "
+                "choose another strategy, or task.name = 'forecast'"
+            )
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":
             self._possible_forecasts()
-        planned = (self.strategy.name, *self.run.compare.split(", "))
         feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
@@ -117,6 +123,19 @@ class Experiment(Table):
             )
 
     def _possible_forecasts(self) -> None:
+        planned = {self.strategy.name, *self.run.compare.split(", ")}
+        rows, matching = self.forecast.num_prototypes, planned & {"scfsgl", *PROTOTYPE_STRATEGIES}
+        if rows < 2 and (matching or rows == 1):
+            raise ValueError(
+                f"forecast.num_prototypes: {rows} rows are no codebook to match"
+                f"{', as ' + min(matching) + ' does' if matching else ''}; take at least 2"
+            )
+        if "pooled" in planned and self.partition.scheme != "louvain":
+            raise ValueError(
+                "strategy.name: 'pooled' has one network for all sensors, but unlike series have "
+                "none in common; leave 'pooled' out, or divide one series (partition.scheme = "
+                "'louvain')"
+            )
         source, scheme, paths = self.data.source, self.partition.scheme, self.data.series_paths
         simulated = source == "confounded"
         if scheme == "dirichlet":

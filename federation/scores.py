@@ -54,6 +54,16 @@ _CLASSES = (
     Score("roc-auc", "ROC AUC", "higher", percent=True),  # of two classes alone
 )
 
+HORIZONS = (3, 6, 12)  # steps ahead at which forecasts are scored one by one
+
+
+def _errors(suffix: str, words: str) -> tuple[Score, ...]:
+    return tuple(
+        Score(f"{name.lower()}{suffix}", f"{name}{words}", "lower", detail=True)
+        for name in ("MAE", "RMSE", "MAPE")
+    )
+
+
 # By task.name. The first is also scored on validation examples, where it chooses the best round;
 # an evaluation always has it, and the others where they apply.
 SCORES: dict[str, tuple[Score, ...]] = {
@@ -64,5 +74,11 @@ SCORES: dict[str, tuple[Score, ...]] = {
         Score("rmse", "RMSE", "lower", detail=True),
         Score("total-error", "total error", "lower"),
         Score("morisita-horn", "Morisita-Horn", "higher"),
+    ),
+    "forecast": (
+        # Of series in unlike units nothing else can be averaged.
+        Score("relative-mae", "MAE relative to the last value's", "lower"),
+        *_errors("", ""),
+        *(score for h in HORIZONS for score in _errors(f"-{h}", f" of step {h}")),
     ),
 }

@@ -14,10 +14,11 @@ from pydantic import (
 
 from graphcl.nodes import ENCODERS, ASPECTConfig
 from graphcl.outages import SAHGNNConfig
+from graphcl.spatiotemporal import SCFSGLConfig
 
-STRATEGIES = ("local", "fedavg", "fedprox", "fedproto", "feddbp", "pooled")
+STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl", "pooled")
 # One model for all: its weights cross the wire.
-WEIGHT_STRATEGIES = ("fedavg", "fedprox", "pooled")
+WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
 
@@ -328,11 +329,33 @@ class Outages(Table):
     dropout: float = key(_OUTAGES.dropout, "dropout after each activation", ge=0, lt=1)
 
 
-class Forecast(Table):
-    """Forecasts of the next steps of a series from its last ones."""
+_FORECAST = SCFSGLConfig()
 
-    history: int = key(12, "steps that a forecast reads", ge=1)
-    horizon: int = key(12, "steps that it tells", ge=1)
+
+class Forecast(Table):
+    """SC-FSGL; its width is ``model.embedding_channels``, its steps are ``train``'s."""
+
+    history: int = key(_FORECAST.history, "steps that a forecast reads", ge=1)
+    horizon: int = key(_FORECAST.horizon, "steps that it tells", ge=1)
+    batch_windows: int = key(_FORECAST.batch_windows, "windows per step", ge=1)
+    epoch_windows: int = key(
+        _FORECAST.epoch_windows, "windows per epoch, drawn afresh; 0 = all", ge=0
+    )
+    num_layers: int = key(_FORECAST.num_layers, "blocks of the temporal side", ge=1)
+    hops: int = key(_FORECAST.hops, "steps along the graph, in each direction", ge=1)
+    separation: Literal["conditional", "off"] = key(
+        _FORECAST.separation, "shared and own factors by a mask conditioned on the round before"
+    )
+    num_prototypes: int = key(
+        _FORECAST.num_prototypes, "rows of the codebook, at least 2; 0 = no codebook", ge=0
+    )
+    temperature: float = key(_FORECAST.temperature, "of the alignment with the codebook", gt=0)
+    alignment_weight: float = key(
+        _FORECAST.alignment_weight, "weight of the alignment with the codebook", ge=0
+    )
+    invariance_weight: float = key(
+        _FORECAST.invariance_weight, "weight of the invariance penalty", ge=0
+    )
 
 
 class Train(Table):
@@ -385,6 +408,17 @@ class FedDBPTable(Table):
     )
 
 
+class SCFSGLTable(Table):
+    """SC-FSGL."""
+
+    fuse: Literal["cluster", "mean"] = key(
+        "cluster", "rows of the codebooks are clustered, weighted by their matches, or averaged"
+    )
+    release: float = key(
+        0.25, "share of the rounds in which encoders are drawn together; 0 = never", ge=0, le=1
+    )
+
+
 class Strategy(Table):
     """The federated algorithm, its cohort, and the parameters of each algorithm."""
 
@@ -393,21 +427,19 @@ class Strategy(Table):
     )
     fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     personal_weights: Annotated[str, AfterValidator(_listed)] = key(
-        "", "weights that stay on their node under fedavg and fedprox, e.g. 'encoder.policy'"
+        "",
+        "weights that stay on their node under fedavg, fedprox and fedper, e.g. 'encoder.policy'",
     )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     feddbp: FedDBPTable = FedDBPTable()
+    scfsgl: SCFSGLTable = SCFSGLTable()
 
     @property
     def personal_names(self) -> list[str]:
         """What :attr:`personal_weights` lists, where the strategy averages weights."""
-        averages = self.name in ("fedavg", "fedprox")
+        averages = self.name in ("fedavg", "fedprox", "fedper")
         return [name for name in self.personal_weights.split(", ") if name] if averages else []
-
-    def keeps(self, weight: str) -> bool:
-        """Say whether a weight, by its name in the model's state, stays on its node."""
-        return any(weight == name or weight.startswith(f"{name}.") for name in self.personal_names)
 
 
 class Simulation(Table):

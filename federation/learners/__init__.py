@@ -3,6 +3,7 @@
 from federation.experiment import Experiment
 from federation.learners.base import Forward, LabelledLearner, Learner, Projector
 from federation.learners.classification import ClassificationLearner
+from federation.learners.forecasting import ForecastLearner
 from federation.learners.graphs import ClientGraphs, client_graphs
 from federation.learners.nodes import NodeLearner
 from federation.learners.outages import OutageLearner
@@ -11,10 +12,11 @@ from federation.learners.sites import Sites, sites
 from federation.learners.territories import Territories, territories
 
 # By task.name.
-LEARNERS: dict[str, type[NodeLearner | PretrainingLearner | OutageLearner]] = {
+LEARNERS: dict[str, type[NodeLearner | PretrainingLearner | OutageLearner | ForecastLearner]] = {
     "classify": NodeLearner,
     "pretrain": PretrainingLearner,
     "outages": OutageLearner,
+    "forecast": ForecastLearner,
 }
 
 Clients = ClientGraphs | Territories | Sites
@@ -37,6 +39,7 @@ __all__ = [
     "LEARNERS",
     "ClassificationLearner",
     "Clients",
+    "ForecastLearner",
     "Forward",
     "LabelledLearner",
     "Learner",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,12 @@ class Learner(ABC):
     Attributes:
         model: All that may cross the wire or stay on the node.
         holds: The stored record whose state this learner has, if it is known.
+        own: Names of weights that belong to the data of one client, under every algorithm.
+        heads: Names of weights behind the embedding, which ``fedper`` leaves on their node.
     """
 
+    own: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[tuple[str, ...]] = ()
     model: nn.Module
     optimizer: torch.optim.Optimizer
 

@@ -1,6 +1,7 @@
 """The learner for node classification on one client's graph."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,6 +23,8 @@ class NodeLearner(ClassificationLearner):
         partition: Which client this is.
         projector: Put between encoder and head, if the algorithm has one.
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The learner for storm outages in one territory: SA-HGNN on its own locations and storms."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class OutageLearner(LabelledLearner):
         projector: Put behind the embedding, if the algorithm has one.
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("network.hidden", "network.rate")
     model: OutageNetwork
 
     def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):

@@ -29,12 +29,16 @@ class Sites:
         series: All steps of each client.
         names: What each client is called: its series or, of one that was divided, its region.
         splits: Each client's steps to train on, to validate on and to test on.
+        whole: The same of one series that was divided; None of several.
+        nodes: Which sensors of it each client holds; none of several.
         report: Sizes and edges cut; sensors have no classes.
     """
 
     series: list[SpatioTemporalSeries]
     names: list[str]
     splits: list[dict[str, SpatioTemporalSeries]]
+    whole: dict[str, SpatioTemporalSeries] | None
+    nodes: list[torch.Tensor]
     report: PartitionReport
     unit: ClassVar[str] = "sensors"
 
@@ -56,12 +60,20 @@ def sites(experiment: Experiment) -> Sites:
 @lru_cache(maxsize=2)
 def _sites(data: DataTable, partition: Partition, seed: int) -> Sites:
     series = _load(data, partition.clients, seed)
+    whole, nodes = None, []
     if partition.scheme == "louvain":
-        series, report = _regions(series[0], data, partition, seed)
+        whole, graph = _split(series[0], data.series), _graph(series[0])
+        parts = communities(graph.edge_index, series[0].num_nodes, data, partition, seed)
+        nodes = [torch.from_numpy(part) for part in parts]
+        series = [
+            replace(series[0].at(part), name=f"{series[0].name}-{client}")
+            for client, part in enumerate(nodes)
+        ]
+        report = partition_report(graph, parts)
     else:
         report = natural_report([_graph(one) for one in series])
     splits = [_split(one, data.series) for one in series]
-    return Sites(series, [one.name for one in series], splits, report)
+    return Sites(series, [one.name for one in series], splits, whole, nodes, report)
 
 
 def _load(data: DataTable, num_clients: int, seed: int) -> list[SpatioTemporalSeries]:
@@ -74,19 +86,6 @@ def _load(data: DataTable, num_clients: int, seed: int) -> list[SpatioTemporalSe
         )
         return [client.series for client in clients]
     return [load_series(path, root=data.root or None) for path in data.series_paths]
-
-
-def _regions(
-    whole: SpatioTemporalSeries, data: DataTable, partition: Partition, seed: int
-) -> tuple[list[SpatioTemporalSeries], PartitionReport]:
-    """Cut the graph of a series into communities; where it has one per step, their union."""
-    graph = _graph(whole)
-    parts = communities(graph.edge_index, whole.num_nodes, data, partition, seed)
-    regions = [
-        replace(whole.at(torch.from_numpy(nodes)), name=f"{whole.name}-{client}")
-        for client, nodes in enumerate(parts)
-    ]
-    return regions, partition_report(graph, parts)
 
 
 def _graph(series: SpatioTemporalSeries) -> Data:

@@ -5,14 +5,17 @@ from federation.strategies.feddbp import FEDDBP
 from federation.strategies.fedproto import FEDPROTO
 from federation.strategies.local import LOCAL
 from federation.strategies.pooled import POOLED
-from federation.strategies.weights import FEDAVG, FEDPROX
+from federation.strategies.scfsgl import SCFSGL
+from federation.strategies.weights import FEDAVG, FEDPER, FEDPROX
 
 ALGORITHMS: dict[str, Algorithm] = {
     "local": LOCAL,
     "fedavg": FEDAVG,
     "fedprox": FEDPROX,
+    "fedper": FEDPER,
     "fedproto": FEDPROTO,
     "feddbp": FEDDBP,
+    "scfsgl": SCFSGL,
     "pooled": POOLED,
 }
 

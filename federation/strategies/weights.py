@@ -1,9 +1,9 @@
-"""FedAvg and FedProx: Flower's own server halves, and the client half they expect.
+"""FedAvg, FedProx and FedPer: Flower's own server halves, and the client half they expect.
 
 FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
 with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
-stays on its node, as the last layers do in FedPer (Arivazhagan et al., 2019); without any, clients
-are stateless.
+stays on its node, as does what belongs to the data of one client; without any, clients are
+stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners import Forward
+from federation.learners import LEARNERS, Forward
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
 from graphcl.errors import ConfigError, ReplyError
@@ -29,11 +29,11 @@ class WeightsExchange(Exchange):
 
     @classmethod
     def keeps(cls, experiment: Experiment) -> bool:
-        return bool(experiment.strategy.personal_names)
+        return bool(personal_names(experiment))
 
     def state(self) -> dict[str, Tensor]:
         weights = self.learner.model.state_dict()
-        return {name: v for name, v in weights.items() if self.experiment.strategy.keeps(name)}
+        return {name: v for name, v in weights.items() if is_personal(name, self.experiment)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.learner.load_weights({**self.learner.model.state_dict(), **state})
@@ -65,10 +65,24 @@ class WeightsExchange(Exchange):
         )
 
 
+def personal_names(experiment: Experiment) -> list[str]:
+    """Return the names of the weights, or of modules of them, that stay on their node."""
+    learner_type = LEARNERS[experiment.task.name]
+    heads = learner_type.heads if experiment.strategy.name == "fedper" else ()
+    return [*learner_type.own, *heads, *experiment.strategy.personal_names]
+
+
+def is_personal(weight: str, experiment: Experiment) -> bool:
+    """Say whether a weight, by its name in the model's state, stays on its node."""
+    return any(
+        weight == name or weight.startswith(f"{name}.") for name in personal_names(experiment)
+    )
+
+
 def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights that cross the wire: all but the personal ones."""
     weights = model.state_dict().items()
-    return {name: value for name, value in weights if not experiment.strategy.keeps(name)}
+    return {name: value for name, value in weights if not is_personal(name, experiment)}
 
 
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
@@ -77,6 +91,8 @@ def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]
     Raises:
         ConfigError: If a personal name names no weight, or none is left to share.
     """
+    if experiment.strategy.name == "pooled":  # one client holds the data of all
+        return model.state_dict()
     names = list(model.state_dict())
     for personal in experiment.strategy.personal_names:
         if not any(name == personal or name.startswith(f"{personal}.") for name in names):
@@ -121,4 +137,5 @@ def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
 
 
 FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
+FEDPER = FEDAVG  # what stays is told by the strategy's name
 FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)

@@ -61,8 +61,10 @@ _LOOKS = (
     Look("#8a6d00", "#f0e442", "s", "\N{BLACK SQUARE}"),
     Look("#009e73", "#2fc99b", "^", "\N{BLACK UP-POINTING TRIANGLE}"),
     Look("#b8578f", "#e59cc4", "v", "\N{BLACK DOWN-POINTING TRIANGLE}"),
+    Look("#7a4fb5", "#b99cf0", "<", "\N{BLACK LEFT-POINTING TRIANGLE}"),
     Look("#d55e00", "#ff9042", "D", "\N{BLACK DIAMOND}"),
     Look("#0072b2", "#56b4e9", "o", "\N{BLACK CIRCLE}"),
+    Look("#9c2f26", "#ff8a80", "P", "\N{HEAVY GREEK CROSS}"),
     Look("#55606e", "#aab4c0", "p", "\N{BLACK PENTAGON}"),
 )
 LOOKS = dict(zip(STRATEGIES, _LOOKS, strict=True))

@@ -334,6 +334,8 @@ def unlike_defaults() -> dict:
         "pretrain.aspect.policy": "global",
         "pretrain.aspect.fusion": "concat",
         "strategy.personal_weights": "encoder.policy, head",
+        "strategy.scfsgl.fuse": "mean",
+        "forecast.separation": "off",
         "data.outages.columns": "event=storm, district=city",
         "data.outages.units": "gust=m/s",
         "data.outages.val_events": "one, two",
