@@ -12,7 +12,7 @@ from tiny_forecasters import HISTORY, HORIZON, every, one_layer
 
 from graphcl.datasets import chronological_split, load_series
 from graphcl.errors import DataError, GraphCLError
-from graphcl.spatiotemporal import ForecasterConfig, HistoricalAverage
+from graphcl.spatiotemporal import ForecasterConfig, HistoricalAverage, NetworkForecaster
 
 
 def cut(values):
@@ -125,8 +125,9 @@ def test_a_channel_that_is_constant_everywhere_stays_near_it(make, values, level
     train, val, test = cut(values)
     model = make().fit(train, val)
     assert finite(model, test)
-    # Networks of two epochs are still near the 1 that a channel without deviation is scaled by.
-    assert (model.predict(test)[..., 0] - level).abs().max() < 3 + 1e-6 * abs(level)
+    # Two epochs leave a network within a few of the 1 that such a channel is scaled by.
+    near = 10.0 if isinstance(model, NetworkForecaster) else 1e-5
+    assert (model.predict(test)[..., 0] - level).abs().max() < near + 1e-6 * abs(level)
 
 
 @every

@@ -87,7 +87,7 @@ def test_the_last_observed_value_is_that_of_a_loop(windows, scaler) -> None:
     values[0, :, 0] = NAN  # a node without an observation, and a window without one
     values[1] = NAN
     mask = ~values.isnan()
-    sample = Sample(values.nan_to_num(0.0), mask, values, mask, torch.zeros(6, HISTORY))
+    sample = Sample(values.nan_to_num(99.0), mask, values, mask, torch.zeros(6, HISTORY))
     expected = torch.zeros(6, 5, 2)
     for b, n, c in torch.cartesian_prod(*map(torch.arange, expected.shape)).tolist():
         for step in range(HISTORY):
