@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from federation.tables import (
     WEIGHT_STRATEGIES,
     DataTable,
+    Forecast,
     Model,
     Outages,
     Partition,
@@ -43,6 +44,7 @@ class Experiment(Table):
     model: Model = Model()
     pretrain: Pretrain = Pretrain()
     outages: Outages = Outages()
+    forecast: Forecast = Forecast()
     train: Train = Train()
     strategy: Strategy = Strategy()
     simulation: Simulation = Simulation()
@@ -62,6 +64,8 @@ class Experiment(Table):
             )
         if self.task.name == "outages":
             self._possible_outages()
+        if self.task.name == "forecast":
+            self._possible_forecasts()
         planned = (self.strategy.name, *self.run.compare.split(", "))
         feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
@@ -112,6 +116,31 @@ class Experiment(Table):
                 "nobody is new; leave 'pooled' out"
             )
 
+    def _possible_forecasts(self) -> None:
+        source, scheme, paths = self.data.source, self.partition.scheme, self.data.series_paths
+        simulated = source == "confounded"
+        if scheme == "dirichlet":
+            raise ValueError(
+                "partition.scheme: task.name = 'forecast' has no classes to divide by; set it to "
+                "'natural' for one series per client, or to 'louvain' for regions of one series"
+            )
+        foreign = [path for path in paths if not path.endswith((".npz", ".toml"))]
+        if foreign and not simulated:
+            raise ValueError(
+                f"data.source: '{foreign[0]}' holds no series; use 'confounded', or the paths of "
+                ".npz files or of .toml descriptions of such"
+            )
+        if scheme == "louvain" and (simulated or len(paths) > 1):
+            raise ValueError(
+                f"partition.scheme: 'louvain' divides one series, but data.source = '{source}' has "
+                "one for each client; name one file, or choose natural"
+            )
+        if scheme == "natural" and not simulated and len(paths) != self.partition.clients:
+            raise ValueError(
+                f"partition.clients is {self.partition.clients}, but data.source lists "
+                f"{len(paths)} series, one per client: set it to {len(paths)}"
+            )
+
     @property
     def encoder_names(self) -> list[str]:
         """The encoders in turn: client i has the (i mod n)-th."""
@@ -119,6 +148,8 @@ class Experiment(Table):
             return [self.pretrain.method]
         if self.task.name == "outages":
             return ["sa_hgnn"]
+        if self.task.name == "forecast":
+            return ["sc_fsgl"]
         return self.model.encoder_names
 
     @property

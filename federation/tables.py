@@ -77,10 +77,10 @@ class Table(BaseModel):
 class Task(Table):
     """What the clients learn."""
 
-    name: Literal["classify", "pretrain", "outages"] = key(
+    name: Literal["classify", "pretrain", "outages", "forecast"] = key(
         "classify",
-        "node classes from labels, embeddings without labels, probed linearly, or the outages of "
-        "storms, one district per client",
+        "node classes from labels, embeddings without labels, probed linearly, the outages of "
+        "storms, one district per client, or the next steps of series, one graph of sensors each",
     )
 
 
@@ -171,13 +171,34 @@ class OutageData(Table):
         return self
 
 
+class SeriesData(Table):
+    """Series of sensors, cut in the order of time into steps to train, validate and test on."""
+
+    train_ratio: float = key(0.7, "share of the steps, the first, to train on", gt=0, lt=1)
+    val_ratio: float = key(
+        0.1, "share of the steps after them to validate on; the rest tests", gt=0, lt=1
+    )
+    nodes: int = key(20, "confounded: sensors of every client", ge=1)
+    steps: int = key(2016, "confounded: number of steps, of five minutes", ge=1)
+
+    @model_validator(mode="after")
+    def _test_steps_remain(self) -> Self:
+        if self.train_ratio + self.val_ratio >= 1:
+            raise ValueError(
+                f"train_ratio + val_ratio = {self.train_ratio + self.val_ratio:g} leaves no test "
+                "steps; their sum must stay below 1"
+            )
+        return self
+
+
 class DataTable(Table):
     """Where the graph comes from and how its nodes are split on every client."""
 
     source: str = key(
         "digits",
         "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
-        "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file",
+        "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file; "
+        "of series: confounded, or .npz files and .toml descriptions, e.g. 'a.npz, b.toml'",
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
@@ -187,6 +208,12 @@ class DataTable(Table):
     digits: Digits = Digits()
     csbm: ContextualSBM = ContextualSBM()
     outages: OutageData = OutageData()
+    series: SeriesData = SeriesData()
+
+    @property
+    def series_paths(self) -> list[str]:
+        """What :attr:`source` lists where it names files of series."""
+        return _listed(self.source).split(", ")
 
     @model_validator(mode="after")
     def _test_nodes_remain(self) -> Self:
@@ -203,7 +230,8 @@ class Partition(Table):
 
     scheme: Literal["dirichlet", "louvain", "natural"] = key(
         "dirichlet",
-        "by skewed classes, by graph communities, or as the data come: a graph or district each",
+        "by skewed classes, by graph communities, or as the data come: a graph, a district or a "
+        "series each",
     )
     clients: int = key(10, "number of clients", ge=1)
     alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
@@ -298,6 +326,13 @@ class Outages(Table):
         _OUTAGES.contrast_weight, "weight of the contrast between situations", ge=0
     )
     dropout: float = key(_OUTAGES.dropout, "dropout after each activation", ge=0, lt=1)
+
+
+class Forecast(Table):
+    """Forecasts of the next steps of a series from its last ones."""
+
+    history: int = key(12, "steps that a forecast reads", ge=1)
+    horizon: int = key(12, "steps that it tells", ge=1)
 
 
 class Train(Table):

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
-from federation.learners import Clients
+from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, terminal
@@ -158,9 +158,10 @@ def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> No
     shares, report = clients.report.clients, clients.report
     sizes = sorted(share.nodes for share in shares)
     encoders = ", ".join(experiment.encoder_names)
+    classes = "" if isinstance(clients, Sites) else f"{clients.num_classes} classes, "
     terminal.say(
         f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
-        f" of {sizes[0]} to {sizes[-1]} {clients.unit}, {clients.num_classes} classes, "
+        f" of {sizes[0]} to {sizes[-1]} {clients.unit}, {classes}"
         f"{report.cut_share:.0%} of {report.edges} edges cut; encoders {encoders};"
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"

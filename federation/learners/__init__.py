@@ -7,6 +7,7 @@ from federation.learners.graphs import ClientGraphs, client_graphs
 from federation.learners.nodes import NodeLearner
 from federation.learners.outages import OutageLearner
 from federation.learners.pretraining import PretrainingLearner
+from federation.learners.sites import Sites, sites
 from federation.learners.territories import Territories, territories
 
 # By task.name.
@@ -16,7 +17,7 @@ LEARNERS: dict[str, type[NodeLearner | PretrainingLearner | OutageLearner]] = {
     "outages": OutageLearner,
 }
 
-Clients = ClientGraphs | Territories
+Clients = ClientGraphs | Territories | Sites
 
 
 def clients_of(experiment: Experiment) -> Clients:
@@ -25,9 +26,11 @@ def clients_of(experiment: Experiment) -> Clients:
     Raises:
         ConfigError, DataError, PartitionError: If the keys and the data do not fit.
     """
-    return (
-        territories(experiment) if experiment.task.name == "outages" else client_graphs(experiment)
-    )
+    if experiment.task.name == "outages":
+        return territories(experiment)
+    if experiment.task.name == "forecast":
+        return sites(experiment)
+    return client_graphs(experiment)
 
 
 __all__ = [
@@ -41,5 +44,6 @@ __all__ = [
     "OutageLearner",
     "PretrainingLearner",
     "Projector",
+    "Sites",
     "clients_of",
 ]

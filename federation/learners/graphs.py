@@ -130,25 +130,39 @@ def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[Data, lis
     """Return the whole graph, and the nodes of every client."""
     graph = _whole_graph(data, seed)
     num_nodes = int(graph.num_nodes)
-    if partition.clients * partition.min_nodes > num_nodes:
-        raise ConfigError(
-            f"partition.clients: {partition.clients} clients of at least {partition.min_nodes} "
-            f"nodes need more than the {num_nodes} nodes of {data.source}; lower partition.clients "
-            "or partition.min_nodes"
-        )
+    if partition.scheme == "louvain":
+        return graph, communities(graph.edge_index, num_nodes, data, partition, seed)
+    _check_number(num_nodes, data, partition)
+    return graph, dirichlet(
+        graph.y,
+        partition.clients,
+        alpha=partition.alpha,
+        min_nodes=partition.min_nodes,
+        seed=derive_seed(seed, "partition"),
+    )
+
+
+def communities(
+    edge_index: torch.Tensor, num_nodes: int, data: DataTable, partition: Partition, seed: int
+) -> list[np.ndarray]:
+    """Return the nodes of every client by the communities of one graph.
+
+    Args:
+        edge_index: Edges [2, E], in one or both directions, each any number of times.
+        num_nodes: N.
+        data: Where the graph comes from.
+        partition: How many clients there are, and what they must hold at least.
+        seed: The experiment's seed.
+
+    Raises:
+        ConfigError: If there are too few nodes for the clients.
+        PartitionError: If a client holds too few.
+    """
+    _check_number(num_nodes, data, partition)
     seed = derive_seed(seed, "partition")
-    if partition.scheme == "dirichlet":
-        parts = dirichlet(
-            graph.y,
-            partition.clients,
-            alpha=partition.alpha,
-            min_nodes=partition.min_nodes,
-            seed=seed,
-        )
-    else:
-        parts = louvain(graph.edge_index, num_nodes, partition.clients, seed=seed)
-        _check_sizes(parts, partition.min_nodes)
-    return graph, parts
+    parts = louvain(edge_index, num_nodes, partition.clients, seed=seed)
+    _check_sizes(parts, partition.min_nodes)
+    return parts
 
 
 def _whole_graph(data: DataTable, seed: int) -> Data:
@@ -165,6 +179,15 @@ def _whole_graph(data: DataTable, seed: int) -> Data:
             seed=derive_seed(seed, "csbm"),
         )
     return load(data.source, root=data.root or None)
+
+
+def _check_number(num_nodes: int, data: DataTable, partition: Partition) -> None:
+    if partition.clients * partition.min_nodes > num_nodes:
+        raise ConfigError(
+            f"partition.clients: {partition.clients} clients of at least {partition.min_nodes} "
+            f"nodes need more than the {num_nodes} nodes of {data.source}; lower partition.clients "
+            "or partition.min_nodes"
+        )
 
 
 def _check_sizes(parts: list[np.ndarray], min_nodes: int) -> None:

@@ -17,9 +17,10 @@ class ClientReport:
     Attributes:
         nodes: Number of nodes.
         edges: Number of undirected edges between them.
-        class_counts: Nodes of each class, C numbers.
+        class_counts: Nodes of each class, C numbers; none where nodes have no class.
         label_entropy: Entropy of the classes, in nats: 0 for one class, log C for even ones.
-        edge_homophily: Share of the edges that join nodes of one class; None without edges.
+        edge_homophily: Share of the edges that join nodes of one class; None without edges or
+            classes.
     """
 
     nodes: int
@@ -50,34 +51,41 @@ def partition_report(data: Data, parts: Sequence[np.ndarray]) -> PartitionReport
     """Measure a division of one graph.  Both directions of an edge count as one edge.
 
     Args:
-        data: The whole graph: ``edge_index`` [2, E] and ``y`` [N].
+        data: The whole graph: ``edge_index`` [2, E], and ``y`` [N] or, where nodes have no class,
+            ``num_nodes``.
         parts: The nodes of each client, disjoint and covering all N.
 
     Raises:
         PartitionError: A node belongs to no client or to several.
     """
-    y = np.asarray(data.y.cpu())
-    num_clients, num_classes = len(parts), int(y.max()) + 1
-    owner = _owners(parts, len(y))
-    counts = np.bincount(owner * num_classes + y, minlength=num_clients * num_classes)
-    counts = counts.reshape(num_clients, num_classes)
-
+    num_nodes, num_clients = _num_nodes(data), len(parts)
+    owner = _owners(parts, num_nodes)
     low, high = np.sort(np.asarray(data.edge_index.cpu()), axis=0)
-    low, high = np.divmod(np.unique(low * len(y) + high), len(y))
+    low, high = np.divmod(np.unique(low * num_nodes + high), num_nodes)
     kept = owner[low] == owner[high]
     edges = np.bincount(owner[low[kept]], minlength=num_clients)
-    alike = np.bincount(owner[low[kept & (y[low] == y[high])]], minlength=num_clients)
     cut = int(np.sum(~kept))
+
+    if data.y is None:
+        counts, alike = np.empty((num_clients, 0), dtype=np.int64), None
+    else:
+        y = np.asarray(data.y.cpu())
+        num_classes = int(y.max()) + 1
+        counts = np.bincount(owner * num_classes + y, minlength=num_clients * num_classes)
+        counts = counts.reshape(num_clients, num_classes)
+        alike = np.bincount(owner[low[kept & (y[low] == y[high])]], minlength=num_clients)
     return PartitionReport(
         clients=tuple(
             ClientReport(
-                nodes=int(counts[client].sum()),
+                nodes=len(part),
                 edges=int(edges[client]),
                 class_counts=tuple(counts[client].tolist()),
                 label_entropy=_entropy(counts[client]),
-                edge_homophily=float(alike[client] / edges[client]) if edges[client] else None,
+                edge_homophily=None
+                if alike is None or not edges[client]
+                else float(alike[client] / edges[client]),
             )
-            for client in range(num_clients)
+            for client, part in enumerate(parts)
         ),
         edges=len(low),
         cut_edges=cut,
@@ -89,17 +97,22 @@ def natural_report(graphs: Sequence[Data]) -> PartitionReport:
     """Measure graphs that come divided, one per client: no edge is cut.
 
     Args:
-        graphs: At least one graph with ``edge_index`` and ``y``.
+        graphs: At least one graph as :func:`partition_report` takes it, all with ``y`` or none.
     """
-    ends = np.cumsum([len(graph.y) for graph in graphs])
+    ends = np.cumsum([_num_nodes(graph) for graph in graphs])
     starts = [0, *ends[:-1].tolist()]
     whole = Data(
         edge_index=torch.cat(
             [graph.edge_index + start for graph, start in zip(graphs, starts, strict=True)], dim=1
         ),
-        y=torch.cat([graph.y for graph in graphs]),
+        y=None if graphs[0].y is None else torch.cat([graph.y for graph in graphs]),
+        num_nodes=int(ends[-1]),
     )
     return partition_report(whole, np.split(np.arange(ends[-1]), ends[:-1]))
+
+
+def _num_nodes(data: Data) -> int:
+    return int(data.num_nodes) if data.y is None else len(data.y)
 
 
 def _owners(parts: Sequence[np.ndarray], num_nodes: int) -> np.ndarray:

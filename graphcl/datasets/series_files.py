@@ -24,6 +24,9 @@ A time is ISO 8601 text or ``datetime64``, in UTC unless the text names another 
 step without a row becomes one whose values are all missing, as long as at least half of the steps
 have a row.  Local time is refused where its clock is seen to change: it lacks an hour in spring and
 has one twice in autumn.  Other keys are ignored.
+
+An archive of others is read without a copy: by the arguments of :func:`load_series`, or by a file
+that describes it, see :mod:`graphcl.datasets.series_descriptions`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +39,7 @@ import torch
 
 from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
 from graphcl.datasets.series import DAY, SpatioTemporalSeries
+from graphcl.datasets.series_descriptions import SeriesDescription, read_description
 from graphcl.datasets.sources import locate
 from graphcl.errors import DataError
 
@@ -62,8 +66,9 @@ def load_series(
     """Read one series from an npz archive (keys and shapes: see the module).
 
     Args:
-        path: The file.  A relative path is looked up in the working directory first and then under
-            ``root``.
+        path: The file, or one that describes it and ends in ``.toml``: what the arguments say goes
+            before what that says.  A relative path, its ``file`` too, is looked up in the working
+            directory first and then under ``root``.
         names: What the file calls a key that the module names otherwise: ``{"values": "speed"}``.
         channel_names: The channels' names, for a file without them.
         start: The time of the first step, for a file without it.
@@ -87,9 +92,25 @@ def load_series(
         DataError: The file is missing or breaks a rule; pickled objects are never loaded.
     """
     place = locate(path, root)
-    given = {"channel_names": channel_names, "start": start, "interval": interval}
-    arrays = _read(place, names or {}, given)
-    values = _values(arrays["values"], missing, f"{place}: values")
+    said = SeriesDescription(
+        names=names or {},
+        channel_names=channel_names,
+        start=start,
+        interval=interval,
+        missing=missing,
+    )
+    if place.suffix != ".toml":
+        return _load(place, said)
+    file, described = read_description(place)
+    try:
+        return _load(locate(file, root), said.over(described))
+    except DataError as error:
+        raise DataError(f"{place}: file {error}") from error
+
+
+def _load(place: Path, said: SeriesDescription) -> SpatioTemporalSeries:
+    arrays = _read(place, said)
+    values = _values(arrays["values"], said.missing, f"{place}: values")
     num_rows, num_nodes, _ = values.shape
     edges, weight = _edges(arrays, num_nodes, str(place))
     ptr = arrays.get("edge_ptr")
@@ -139,8 +160,9 @@ def save_series(series: SpatioTemporalSeries, path: str | Path) -> None:
     write_arrays(path, arrays)
 
 
-def _read(place: Path, names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return what the file holds and what was given in its place, by the module's keys."""
+def _read(place: Path, said: SeriesDescription) -> dict[str, np.ndarray]:
+    """Return what the file holds and what was said in its place, by the module's keys."""
+    names = said.names
     unknown = [key for key in names if key not in _KEYS]
     if unknown:
         raise DataError(
@@ -150,7 +172,8 @@ def _read(place: Path, names: Mapping[str, str], given: Mapping[str, Any]) -> di
     own = {key: names.get(key, key) for key in _KEYS}
     found, files = read_arrays(place, own.values())
     arrays = {key: found[name] for key, name in own.items() if name in found}
-    for key, value in given.items():
+    for key in ("name", "channel_names", "start", "interval"):
+        value = getattr(said, key)
         if value is None:
             continue
         if key in arrays:

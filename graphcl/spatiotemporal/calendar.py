@@ -67,6 +67,25 @@ class Calendar(nn.Module):
         place = (seconds - _MONDAY) % self._longest() // self.interval
         return place.clamp(max=self.num_slots - 1)
 
+    @property
+    def num_places(self) -> list[int]:
+        """Number of values that each tensor of :meth:`places` can take."""
+        return [-(-cycle // unit) for cycle, unit in self._units()]
+
+    def places(self, seconds: Tensor) -> list[Tensor]:
+        """Return the time of day, day of week and week of year, of those cycles that are used.
+
+        Each is int64 of the shape of ``seconds``, and counts steps where these are longer.
+        """
+        return [(seconds - _MONDAY) % cycle // unit for cycle, unit in self._units()]
+
+    def _units(self) -> list[tuple[int, int]]:
+        """Return the length of each cycle used, and of what it is counted in."""
+        interval = int(self.interval)
+        counted = (interval, max(interval, DAY), max(interval, 7 * DAY))
+        pairs = zip(CYCLES, counted, strict=True)
+        return [pair for pair, use in zip(pairs, self.used.tolist(), strict=True) if use]
+
     def _longest(self) -> int:
         used = [cycle for cycle, use in zip(CYCLES, self.used.tolist(), strict=True) if use]
         return max(used, default=int(self.interval))

@@ -132,10 +132,12 @@ def client_dots(reading: RunReading) -> Plot | None:
     )
 
 
-def class_shares(reading: RunReading, partition: PartitionReport) -> Plot:
-    """Draw which classes every client holds."""
+def class_shares(reading: RunReading, partition: PartitionReport) -> Plot | None:
+    """Draw which classes every client holds; None where there are no classes."""
     counts = np.array([client.class_counts for client in partition.clients])
     num_clients, num_classes = counts.shape
+    if not num_classes:
+        return None
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with_numbers = num_clients <= _MANY_CLIENTS and num_classes <= _MANY_CLASSES
 

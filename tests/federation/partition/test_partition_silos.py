@@ -59,6 +59,20 @@ def test_report_of_a_cut_ring(square):
     assert (report.edges, report.cut_edges, report.cut_share) == (5, 2, 0.4)
 
 
+def test_report_without_classes_has_the_same_edges(square):
+    parts = [np.array([0, 1, 2]), np.array([3])]
+    plain = Data(edge_index=square.edge_index, num_nodes=4)
+    for report, labelled in (
+        (partition_report(plain, parts), partition_report(square, parts)),
+        (natural_report([plain, plain]), natural_report([square, square])),
+    ):
+        assert (report.edges, report.cut_edges) == (labelled.edges, labelled.cut_edges)
+        for client, other in zip(report.clients, labelled.clients, strict=True):
+            assert (client.nodes, client.edges) == (other.nodes, other.edges)
+            assert (client.class_counts, client.label_entropy) == ((), 0)
+            assert client.edge_homophily is None
+
+
 def test_report_without_edges():
     data = Data(edge_index=torch.empty(2, 0, dtype=torch.int64), y=torch.tensor([0, 1]))
     report = partition_report(data, [np.array([0]), np.array([1])])

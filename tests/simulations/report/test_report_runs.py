@@ -107,6 +107,15 @@ def test_class_counts_of_unlike_length_are_damage(make_run):
         write_report(run)
 
 
+def test_nodes_without_classes_are_reported_without_them(make_run):
+    run = make_run()
+    partition = json.loads((run / "partition.json").read_text())
+    for client in partition["clients"]:
+        client |= {"class_counts": [], "label_entropy": 0.0, "edge_homophily": None}
+    (run / "partition.json").write_text(json.dumps(partition))
+    assert "Classes of every client" not in write_report(run).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("line", ["nonsense", "{}", '{"kind": "round", "round": "x"}'])
 def test_a_damaged_line_is_numbered(make_run, line):
     run = make_run(rounds=1)
