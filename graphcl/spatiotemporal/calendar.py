@@ -33,7 +33,7 @@ class Calendar(nn.Module):
         >>> calendar = Calendar()
         >>> calendar.used[0] = True
         >>> calendar(torch.tensor([43_200]))[0, :2].round()
-        tensor([0., -1.])
+        tensor([ 0., -1.])
     """
 
     used: Tensor
@@ -56,11 +56,16 @@ class Calendar(nn.Module):
     @property
     def num_slots(self) -> int:
         """Number of values that :meth:`slot` can take."""
-        return -(-self._longest() // int(self.interval))
+        return self._longest() // int(self.interval)
 
     def slot(self, seconds: Tensor) -> Tensor:
-        """Return the place in the longest cycle used, int64 of any shape; 0 where none is."""
-        return (seconds - _MONDAY) % self._longest() // self.interval
+        """Return the place in the longest cycle used, int64 of any shape; 0 where none is.
+
+        A place is as long as a step; the last one also takes what is left of a cycle that is no
+        multiple of it, for a place shorter than a step would be passed over in most cycles.
+        """
+        place = (seconds - _MONDAY) % self._longest() // self.interval
+        return place.clamp(max=self.num_slots - 1)
 
     @property
     def num_places(self) -> list[int]:
@@ -88,6 +93,7 @@ class Calendar(nn.Module):
     def forward(self, seconds: Tensor) -> Tensor:
         cycles = torch.tensor(CYCLES, device=seconds.device)
         phase = ((seconds[..., None] - _MONDAY) % cycles).double() / cycles  # of float32 too coarse
-        angle = 2 * math.pi * phase[..., None] * torch.arange(1, _HARMONICS + 1)
+        harmonics = torch.arange(1, _HARMONICS + 1, device=seconds.device)
+        angle = 2 * math.pi * phase[..., None] * harmonics
         waves = torch.stack([angle.sin(), angle.cos()], -1) * self.used[:, None, None]
         return waves.flatten(-3).float()

@@ -120,13 +120,31 @@ class Forecaster(nn.Module, ABC):
         """Learn from the training steps; validation steps may choose, never teach.
 
         Raises:
-            DataError: A part is shorter than one window, or holds what cannot be scaled.
+            DataError: What :meth:`prepare` refuses.
         """
+
+    def prepare(
+        self, train: SpatioTemporalSeries, val: SpatioTemporalSeries
+    ) -> tuple[Windows, Windows]:
+        """Start on the training steps, and return the windows of both parts.
+
+        Raises:
+            DataError: A part is shorter than one window or has no observation to forecast, a
+                channel has none in training, or validation is of other nodes, channels or steps;
+                the forecaster is as it was.
+        """
+        windows, held_out = self.windows(train), self.windows(val)
+        _check_targets(windows)
+        _check_targets(held_out)
+        _check_alike(val, train.node, train.channel_names, train.interval)
+        self.start(train)
+        return windows, held_out
 
     def start(self, train: SpatioTemporalSeries) -> Self:
         """Take scales, calendar and graph from the training steps, and draw the first weights."""
+        scaler = Scaler(train.num_channels).fit(train)  # may refuse, so before anything is changed
         self.create(train)
-        self.scaler.fit(train)
+        self.scaler = scaler
         return self.eval()
 
     def create(self, series: SpatioTemporalSeries) -> None:
@@ -163,6 +181,8 @@ class Forecaster(nn.Module, ABC):
     @torch.no_grad()
     def forecast(self, window: SpatioTemporalSeries) -> SpatioTemporalSeries:
         """Return the ``horizon`` steps after a series, from its last ``history`` steps.
+
+        They have its name, units and nodes, and the graph of its last step.
 
         Args:
             window: At least ``history`` steps; missing values are NaN.
@@ -203,20 +223,7 @@ class Forecaster(nn.Module, ABC):
         """
         if not self.node:
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
-        if int(self.calendar.interval) != series.interval:
-            raise DataError(
-                f"{series.name}: interval is {series.interval} s, but the forecaster was trained "
-                f"on steps of {int(self.calendar.interval)} s"
-            )
-        for what in ("node", "channel_names"):
-            known, found = getattr(self, what), getattr(series, what)
-            if known != found:
-                missing = ", ".join([name for name in known if name not in found][:5]) or "none"
-                unknown = ", ".join([name for name in found if name not in known][:5]) or "none"
-                raise DataError(
-                    f"{series.name}: {what}: the forecaster was trained on {len(known)} in another "
-                    f"order or of other names: missing {missing}; unknown {unknown}"
-                )
+        _check_alike(series, self.node, self.channel_names, int(self.calendar.interval))
 
 
 class NetworkForecaster(Forecaster):
@@ -249,10 +256,13 @@ class NetworkForecaster(Forecaster):
             val: Validation steps of the same graph, at least one window.
             on_epoch: Called with the epoch (from 1), the mean of every term, and the validation
                 error under ``"val"``.
+
+        Raises:
+            DataError: What :meth:`prepare` refuses.
+            GraphCLError: The loss or a gradient is not finite.
         """
         config = self.config
-        windows, held_out = self.windows(train), self.windows(val)
-        self.start(train)
+        windows, held_out = self.prepare(train, val)
         batches = SampleBatches(
             windows, self.scaler, config.batch_windows, config.seed, config.epoch_windows
         )
@@ -286,13 +296,18 @@ class NetworkForecaster(Forecaster):
 
     @torch.no_grad()
     def error(self, windows: Windows) -> float:
-        """Return the mean absolute error over observed values, standardised."""
+        """Return the mean absolute error over observed values, each counted alike, standardised.
+
+        Raises:
+            DataError: No value to forecast is observed.
+        """
+        _check_targets(windows)
         self.eval()
         total, count = 0.0, 0
         for sample in in_order(windows, self.scaler, 64):
             off = (self(sample) - sample.y).abs()[sample.y_mask]
             total, count = total + float(off.sum()), count + off.numel()
-        return total / max(count, 1)
+        return total / count
 
     def save(self, path: Any) -> None:
         """Write configuration and weights to an ``.npz`` file without pickles.
@@ -342,3 +357,36 @@ def masked_error(forecast: Tensor, sample: Sample) -> Tensor:
     """Return the mean absolute error of standardised forecasts where there is an observation."""
     off = (forecast - sample.y).abs() * sample.y_mask
     return off.sum() / sample.y_mask.sum().clamp(min=1)
+
+
+def _check_targets(windows: Windows) -> None:
+    series = windows.series
+    if not series.mask[windows.history :].any():
+        raise DataError(
+            f"{series.name}: no value is observed in the {series.num_steps - windows.history} "
+            f"steps after the first {windows.history} (history), so that there is nothing to "
+            "compare a forecast with: give steps with observations"
+        )
+
+
+def _check_alike(
+    series: SpatioTemporalSeries,
+    node: tuple[str, ...],
+    channel_names: tuple[str, ...],
+    interval: int,
+) -> None:
+    """Refuse a series of other nodes, channels or steps than those of training."""
+    if series.interval != interval:
+        raise DataError(
+            f"{series.name}: interval is {series.interval} s, but the forecaster was trained on "
+            f"steps of {interval} s: resample the series, or train on such steps"
+        )
+    for what, known in (("node", node), ("channel_names", channel_names)):
+        found = getattr(series, what)
+        if known != found:
+            missing = ", ".join([name for name in known if name not in found][:5]) or "none"
+            unknown = ", ".join([name for name in found if name not in known][:5]) or "none"
+            raise DataError(
+                f"{series.name}: {what}: the forecaster was trained on {len(known)} in another "
+                f"order or of other names: missing {missing}; unknown {unknown}"
+            )

@@ -9,7 +9,7 @@ from graphcl.datasets import SpatioTemporalSeries
 from graphcl.spatiotemporal.forecaster import Forecaster
 from graphcl.spatiotemporal.samples import Sample, in_order, last_observed
 
-_RIDGE = 1e-3  # of the number of samples
+_RIDGE = 1e-3  # of the mean over features of their sums of squares
 
 
 class LastValue(Forecaster):
@@ -22,15 +22,16 @@ class LastValue(Forecaster):
         return last_observed(sample)[:, None].repeat(1, self.config.horizon, 1, 1)
 
     def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
-        self.windows(train), self.windows(val)
-        return self.start(train)
+        self.prepare(train, val)
+        return self
 
 
 class HistoricalAverage(Forecaster):
     """Expects a node's mean at this place in the longest cycle that training saw twice.
 
     That is the time of the week, say, or of the year; the node's mean where no cycle was seen
-    twice, and where all values at this place are missing.
+    twice, and where all values at this place are missing; the channel's mean at a node without a
+    value in training.  The window is not read.
     """
 
     mean: Tensor
@@ -41,11 +42,10 @@ class HistoricalAverage(Forecaster):
 
     def forward(self, sample: Sample) -> Tensor:
         slots = self.calendar.slot(sample.time[:, -self.config.horizon :])
-        return self.mean[slots % len(self.mean)]
+        return self.mean[slots]
 
     def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
-        self.windows(train), self.windows(val)
-        self.start(train)
+        self.prepare(train, val)
         values = self.scaler(train.values).double()
         slots = self.calendar.slot(train.seconds(torch.arange(train.num_steps)))
         shape = (self.calendar.num_slots, *values.shape[1:])
@@ -86,22 +86,24 @@ class LinearForecaster(Forecaster):
         return torch.cat([off.transpose(1, 2).flatten(2), level, ones], -1), level
 
     def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
-        self.windows(val)
-        self.start(train)
+        windows, _ = self.prepare(train, val)
         rows, outputs = self.weight.shape
         gram = torch.zeros(outputs, rows, rows, dtype=torch.float64)
         moment = torch.zeros(outputs, rows, dtype=torch.float64)
-        for sample in in_order(self.windows(train), self.scaler, 64):
+        for sample in in_order(windows, self.scaler, 64):
             features, level = self._features(sample)
             flat = features.flatten(0, 1).double()
             y = ((sample.y - level[:, None]) * sample.y_mask).transpose(1, 2).flatten(2)
-            known = sample.y_mask.transpose(1, 2).flatten(2).flatten(0, 1).double()
+            known = sample.y_mask.transpose(1, 2).flatten(2).flatten(0, 1)
             moment += y.flatten(0, 1).double().T @ flat
             if bool(known.all()):
                 gram += flat.T @ flat
             else:  # each output has rows of its own that are known
-                gram += torch.einsum("no,ni,nj->oij", known, flat, flat)
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        ridge = _RIDGE * scale * torch.eye(rows, dtype=torch.float64)
+                for output in range(outputs):
+                    kept = flat[known[:, output]]
+                    gram[output] += kept.T @ kept
+        squares = gram.diagonal(dim1=1, dim2=2).mean(1)
+        scale = torch.where(squares > 0, squares, 1.0)  # 0 where an output was never observed
+        ridge = _RIDGE * scale[:, None, None] * torch.eye(rows, dtype=torch.float64)
         self.weight.copy_(torch.linalg.solve(gram + ridge, moment[..., None])[..., 0].T)
         return self

@@ -25,6 +25,9 @@ class Diffusion:
         num_nodes: N.
         storage: ``"dense"`` matrices, ``"sparse"`` ones, or by the number of nodes.
 
+    Raises:
+        GraphCLError: An edge names no node, or a weight is not positive and finite.
+
     Shapes:
         ``hops(x, k)`` maps ``[B, N, D]`` to ``2 k`` tensors of that shape: ``P x``, ``P² x``, ...
         along the edges, then the same against them.
@@ -50,13 +53,14 @@ class Diffusion:
             storage = "dense" if num_nodes < DENSE_BELOW else "sparse"
         self.storage = storage
         self.num_nodes = num_nodes
+        _check_edges(edge_index, edge_weight, num_nodes)
         source, target = edge_index
         walks = [
             _row_means(target, source, edge_weight, num_nodes),
             _row_means(source, target, edge_weight, num_nodes),
         ]
         if storage == "dense":
-            self._walks = [(walk.to_dense(), walk.to_dense().t()) for walk in walks]
+            self._walks = [(walk.to_dense(), walk.t().to_dense()) for walk in walks]
         else:
             self._walks = [(_csr(walk), _csr(walk.t())) for walk in walks]
 
@@ -69,6 +73,9 @@ class Diffusion:
             total = torch.sparse_coo_tensor(index, weight / series.num_steps, (N, N)).coalesce()
             index, weight = total.indices(), total.values()
         return cls(index, weight, series.num_nodes, storage)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Diffusion":
+        return self  # never changed, and torch copies no CSR matrix
 
     def hops(self, x: Tensor, num_hops: int) -> list[Tensor]:
         """Return what 1 to ``num_hops`` steps away is, along the edges and against them.
@@ -87,10 +94,32 @@ class Diffusion:
         for walk in self._walks:
             state = flat
             for _ in range(num_hops):
-                state = walk[0] @ state if self.storage == "dense" else _Walk.apply(*walk, state)
+                state = _Walk.apply(*walk, state)
                 states.append(state)
         shape = (self.num_nodes, x.size(0), x.size(2))
         return [state.view(shape).transpose(0, 1) for state in states]
+
+
+def _check_edges(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> None:
+    if edge_weight.dim() != 1 or edge_index.shape != (2, len(edge_weight)):
+        raise GraphCLError(
+            f"Diffusion: edge_index has shape {list(edge_index.shape)} and edge_weight "
+            f"{list(edge_weight.shape)}, must be [2, E] and [E]"
+        )
+    bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0).nonzero()
+    if len(bad):
+        edge = int(bad[0])
+        raise GraphCLError(
+            f"Diffusion: edge_index[:, {edge}] is {edge_index[:, edge].tolist()} ({len(bad)} "
+            f"such), must be 0 to {num_nodes - 1}"
+        )
+    bad = (~edge_weight.isfinite() | (edge_weight <= 0)).nonzero()
+    if len(bad):
+        edge = int(bad[0])
+        raise GraphCLError(
+            f"Diffusion: edge_weight[{edge}] is {edge_weight[edge].item()} ({len(bad)} such), must "
+            "be positive and finite: leave the edge out if it weighs nothing"
+        )
 
 
 def _row_means(row: Tensor, column: Tensor, weight: Tensor, num_nodes: int) -> Tensor:

@@ -65,7 +65,8 @@ def in_order(windows: Windows, scaler: Scaler, size: int) -> Iterator[Sample]:
 def last_observed(sample: Sample) -> Tensor:
     """Return each variable's last observed value in the window, ``[B, N, C]``; 0 if none."""
     steps = sample.x.size(1)
-    rank = sample.x_mask * torch.arange(1, steps + 1).view(1, -1, 1, 1)
+    place = torch.arange(1, steps + 1, device=sample.x.device)
+    rank = sample.x_mask * place.view(-1, 1, 1)
     latest, where = rank.max(1)
     value = sample.x.gather(1, where[:, None]).squeeze(1)
     return torch.where(latest > 0, value, 0.0)
