@@ -414,8 +414,10 @@ class SCFSGLTable(Table):
     fuse: Literal["cluster", "mean"] = key(
         "cluster", "rows of the codebooks are clustered, weighted by their matches, or averaged"
     )
-    release: float = key(
-        0.25, "share of the rounds in which encoders are drawn together; 0 = never", ge=0, le=1
+    share: Literal["weights", "codebook"] = key(
+        "weights",
+        "what crosses beside the codebook: weights, of whose mean each client takes as much as its "
+        "validation windows approve of, or nothing (paper)",
     )
 
 

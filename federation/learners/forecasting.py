@@ -27,7 +27,7 @@ from graphcl.spatiotemporal.samples import SampleBatches
 from graphcl.spatiotemporal.sc_fsgl import Represented
 from graphcl.training import derive_seed, fit
 
-_DESCRIBED = 64  # windows whose representations make a client's prototypes
+_SPREAD = 64  # windows that stand for all of a part
 _PROBE_DECAY = 0.1
 
 
@@ -154,14 +154,29 @@ class ForecastLearner(LabelledLearner):
         best = [m.best.flatten() for described in self._described() for m in described.matches]
         return torch.bincount(torch.cat(best), minlength=self.num_classes)
 
-    def _described(self) -> Iterator[Represented]:
-        """Yield representations of windows that lie evenly over the training steps."""
+    @torch.no_grad()
+    def val_error(self) -> float:
+        """Return the standardised mean absolute error on some validation windows."""
         self.model.eval()
-        windows, scaler = self.windows["train"], self.model.network.scaler
-        count = min(_DESCRIBED, len(windows))
+        off = count = 0.0
+        for sample in self._spread("val"):
+            off += float(((self.model(sample)[1] - sample.y).abs() * sample.y_mask).sum())
+            count += float(sample.y_mask.sum())
+        return off / max(count, 1.0)
+
+    def _described(self) -> Iterator[Represented]:
+        """Yield representations of some training windows."""
+        self.model.eval()
+        for sample in self._spread("train"):
+            yield self.model(sample)[0]
+
+    def _spread(self, split: str) -> Iterator[Sample]:
+        """Yield windows that lie evenly over the steps of a part, few where there are many."""
+        windows = self.windows[split]
+        count = min(_SPREAD, len(windows))
         index = torch.arange(count) * len(windows) // count
         for part in index.split(self.config.forecast.batch_windows):
-            yield self.model(Sample.of(windows.batch(part), scaler))[0]
+            yield Sample.of(windows.batch(part), self.model.network.scaler)
 
     def evaluate(self, predict: Predict) -> dict[str, float]:
         val, test = (self._metrics(split, self._predict(split)) for split in ("val", "test"))

@@ -1,11 +1,12 @@
-"""SC-FSGL: one codebook of prototypes for all, and encoders that start alike and part.
+"""SC-FSGL: one codebook of prototypes for all, and weights that only those take whom they help.
 
 Liu et al., AAAI 2026.  From the paper: the codebook is what crosses the wire and is averaged, and
-encoders stay.  Completed by us: the server clusters the rows of all codebooks, weighted by how
-often clients match them (``fuse = "mean"`` is the paper's average of rows); and in the first
-rounds the clients' encoders, but for what belongs to their sensors, are drawn to their mean, less
-from round to round, so that all start from dynamics that hold everywhere and none is held to them
-(``release = 0`` is the paper's wire).  This is not a reproduction.
+all else stays.  Completed by us: the server clusters the rows of all codebooks, weighted by how
+often clients match them (``fuse = "mean"`` is the paper's average of rows); and the clients' other
+weights, but for those that belong to their sensors, cross as well, of whose mean each client takes
+the share with the least error on its validation windows, so that alike clients learn as one and
+unlike ones are not mixed up (``share = "codebook"`` is the paper's wire).  This is not a
+reproduction.
 """
 
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from federation.strategies.weights import shared_weights
 from graphcl.errors import ReplyError
 
 _CODEBOOK = "network.codebook.prototypes"
+SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the mean that a client may take
 _ITERATIONS = 10  # of Lloyd's; the rows hardly move after five
 
 
@@ -48,59 +50,53 @@ def cluster_prototypes(start: Tensor, rows: Tensor, support: Tensor) -> Tensor:
     return centres.to(start.dtype)
 
 
-def pull(experiment: Experiment, rounds: int) -> float:
-    """Return the share of the mean encoder that a client takes after so many rounds.
-
-    From 1 before the first round to 0 once ``strategy.scfsgl.release`` of them are over.
-    """
-    release = experiment.strategy.scfsgl.release * experiment.run.rounds
-    return max(0.0, 1 - rounds / release) if release else 0.0
-
-
-def encoder_of(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
-    """Return the weights of the encoder that do not belong to the sensors of one site."""
-    shared = shared_weights(model, experiment)
-    return {name: v for name, v in shared.items() if name.startswith("network.encoder.")}
-
-
 @lru_cache(maxsize=4)
 def _first(experiment: Experiment) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the codebook and the encoder that the server begins with."""
+    """Return the codebook and the other weights that the server begins with."""
     model = ForecastLearner.build(experiment, "server", {}, experiment.forecast.num_prototypes)
-    return model.state_dict()[_CODEBOOK], encoder_of(model, experiment)
+    return model.state_dict()[_CODEBOOK], _weights_of(model, experiment)
+
+
+def _weights_of(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
+    """Return what crosses the wire beside the codebook."""
+    if experiment.strategy.scfsgl.share == "codebook":
+        return {}
+    weights = shared_weights(model, experiment)
+    return {name: value for name, value in weights.items() if name != _CODEBOOK}
 
 
 class SCFSGLExchange(Exchange):
     """Client half.
 
-    Wire down: ``codebook`` with ``prototypes [phi, D]`` and ``rounds []``, how many they went
-    through; ``encoder``, the mean of the clients' weights by name, while it pulls.
+    Wire down: ``codebook`` with ``prototypes [phi, D]``; ``weights``, their mean over clients by
+    name, none where the codebook alone is shared.
     Wire up: ``codebook`` with ``prototypes [phi, D]`` and ``support [phi]``, how often each was the
-    best match; ``encoder`` likewise.
+    best match; ``weights`` likewise.
     """
 
     learner: ForecastLearner
 
     def receive(self, content: RecordDict) -> None:
-        model = self.learner.model
-        codebook = to_tensors(content.array_records["codebook"])
-        share = pull(self.experiment, int(codebook["rounds"]))
-        weights = model.state_dict()
-        weights[_CODEBOOK] = codebook["prototypes"]
-        for name, mean in to_tensors(content.array_records["encoder"]).items():
-            weights[name] = torch.lerp(weights[name], mean, share)
-        self.learner.load_weights(weights)
-        self.rounds = int(codebook["rounds"])
+        learner = self.learner
+        own = learner.model.state_dict()
+        own[_CODEBOOK] = to_tensors(content.array_records["codebook"])["prototypes"]
+        mean = to_tensors(content.array_records["weights"])
+
+        def take(share: float) -> float:
+            """Take a share of the mean; return the error on validation windows."""
+            mixed = {name: torch.lerp(own[name], value, share) for name, value in mean.items()}
+            learner.load_weights({**own, **mixed})
+            return learner.val_error()
+
+        own = {name: value.clone() for name, value in own.items()}
+        take(min(SHARES, key=take) if mean else 0.0)
 
     def reply(self) -> RecordDict:
         model = self.learner.model
         prototypes = model.state_dict()[_CODEBOOK]
         codebook = {"prototypes": prototypes, "support": self.learner.support()}
-        encoder = encoder_of(model, self.experiment)
-        pulls = pull(self.experiment, self.rounds + 1) > 0
-        return RecordDict(
-            {"codebook": to_arrays(codebook), "encoder": to_arrays(encoder if pulls else {})}
-        )
+        weights = _weights_of(model, self.experiment)
+        return RecordDict({"codebook": to_arrays(codebook), "weights": to_arrays(weights)})
 
 
 class SCFSGLStrategy(MessageStrategy):
@@ -109,12 +105,11 @@ class SCFSGLStrategy(MessageStrategy):
     def __init__(self, experiment: Experiment, facts: Facts):
         super().__init__(facts)
         self.experiment = experiment
-        self.prototypes, self.encoder = _first(experiment)
-        self.rounds = 0
+        self.prototypes, self.weights = _first(experiment)
 
     def content_for(self, partition: int) -> dict[str, ArrayRecord]:
-        codebook = {"prototypes": self.prototypes, "rounds": torch.tensor(self.rounds)}
-        return {"codebook": to_arrays(codebook), "encoder": to_arrays(self.encoder)}
+        codebook = {"prototypes": self.prototypes}
+        return {"codebook": to_arrays(codebook), "weights": to_arrays(self.weights)}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -129,22 +124,19 @@ class SCFSGLStrategy(MessageStrategy):
             self.prototypes = cluster_prototypes(
                 self.prototypes, rows.flatten(0, 1), support.flatten()
             )
-        encoders = [to_tensors(content.array_records["encoder"]) for content in contents]
-        encoders = [encoder for encoder in encoders if encoder]
-        self.encoder = {
-            name: torch.stack([encoder[name] for encoder in encoders]).double().mean(0).float()
-            for name in (encoders[0] if encoders else {})
+        weights = [to_tensors(content.array_records["weights"]) for content in contents]
+        self.weights = {
+            name: torch.stack([client[name] for client in weights]).double().mean(0).float()
+            for name in self.weights
         }
-        self.rounds = server_round
         return ArrayRecord(), None
 
     def state(self) -> RecordDict:
         return RecordDict(dict(self.content_for(0)))
 
     def load_state(self, state: RecordDict) -> None:
-        codebook = to_tensors(state.array_records["codebook"])
-        self.prototypes, self.rounds = codebook["prototypes"], int(codebook["rounds"])
-        self.encoder = to_tensors(state.array_records["encoder"])
+        self.prototypes = to_tensors(state.array_records["codebook"])["prototypes"]
+        self.weights = to_tensors(state.array_records["weights"])
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
@@ -160,16 +152,16 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     if bool((codebook["support"] < 0).any()):
         raise ReplyError("array 'support' has a negative count")
     ours = _first(experiment)[1]
-    encoder = to_tensors(content.array_records["encoder"])
-    if encoder and set(encoder) != set(ours):
+    weights = to_tensors(content.array_records["weights"])
+    if set(weights) != set(ours):
         raise ReplyError(
-            f"expected the encoder's weights {sorted(ours)}, got {sorted(encoder)}: the client "
-            "holds another model"
+            f"expected the weights {sorted(ours)}, got {sorted(weights)}: the client holds "
+            "another model"
         )
-    for name, tensor in encoder.items():
+    for name, tensor in weights.items():
         check_dtype(name, tensor, ours[name].dtype)
         check_shape(name, tensor, tuple(ours[name].shape))
         check_finite(name, tensor)
 
 
-SCFSGL = Algorithm(SCFSGLExchange, SCFSGLStrategy, ("codebook", "encoder"), _check)
+SCFSGL = Algorithm(SCFSGLExchange, SCFSGLStrategy, ("codebook", "weights"), _check)

@@ -335,6 +335,7 @@ def unlike_defaults() -> dict:
         "pretrain.aspect.fusion": "concat",
         "strategy.personal_weights": "encoder.policy, head",
         "strategy.scfsgl.fuse": "mean",
+        "strategy.scfsgl.share": "codebook",
         "forecast.separation": "off",
         "data.outages.columns": "event=storm, district=city",
         "data.outages.units": "gust=m/s",
@@ -420,7 +421,7 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    assert personal == set(STRATEGIES) - {"fedavg", "fedprox"}
+    assert personal == set(STRATEGIES) - {"fedavg", "fedprox", "fedper"}
     supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
     assert supervised == set(PROTOTYPE_STRATEGIES)
     one_model = {n for n, a in ALGORITHMS.items() if a.sends == ("arrays",)}
