@@ -103,7 +103,12 @@ class ForecastLearner(LabelledLearner):
         super().__init__(model)
 
     def facts(self) -> dict[str, int]:
-        return {"num-examples": len(self.windows["train"]), "num-classes": self.num_classes}
+        windows = self.windows["train"]
+        described = min(_SPREAD, len(windows)) * windows.series.values[0].numel()
+        return {
+            "num-examples": described if self.supervised else len(windows),
+            "num-classes": self.num_classes,
+        }
 
     def reset_optimizer(self) -> None:
         moving = [p for p in self.model.parameters() if p.requires_grad]
