@@ -3,6 +3,9 @@
 A message says what was wrong, where, and what to do about it.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 
 class GraphCLError(Exception):
     """Base of every error that graphcl, federation and simulations raise on purpose."""
@@ -26,3 +29,17 @@ class ReplyError(GraphCLError):
 
 class FederationError(GraphCLError):
     """A federation that cannot go on: too few nodes, too few successes, an unusable checkpoint."""
+
+
+def check_fields(
+    config: Any, names: Sequence[str], allowed: Callable[[float], bool], rule: str
+) -> None:
+    """Refuse numbers of a configuration that break a rule.
+
+    Raises:
+        GraphCLError: The message names the field, its value and the rule.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not allowed(value):
+            raise GraphCLError(f"{name} is {value}, must be {rule}")

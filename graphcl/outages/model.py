@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from graphcl.datasets import OutageEvents
-from graphcl.errors import DataError, GraphCLError
+from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
 from graphcl.outages.scaling import Standardization
 from graphcl.training import fit, load_weights, save_weights, seed_everything, torch_rng
@@ -65,20 +65,6 @@ class OutageModelConfig:
         check_fields(self, ("delta", "learning_rate"), lambda v: v > 0, "above 0")
         check_fields(self, ("total_weight", "weight_decay"), lambda v: v >= 0, "at least 0")
         check_fields(self, ("dropout",), lambda v: 0 <= v < 1, "at least 0 and below 1")
-
-
-def check_fields(
-    config: Any, names: Sequence[str], allowed: Callable[[float], bool], rule: str
-) -> None:
-    """Refuse numbers of a configuration that break a rule.
-
-    Raises:
-        GraphCLError: The message names the field, its value and the rule.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not allowed(value):
-            raise GraphCLError(f"{name} is {value}, must be {rule}")
 
 
 class Territory(NamedTuple):

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from graphcl.errors import check_fields
 from graphcl.outages.dynamic_graph import DynamicGraphLearner
 from graphcl.outages.model import (
     OutageModel,
     OutageModelConfig,
     Storms,
     Territory,
-    check_fields,
 )
 from graphcl.outages.situations import Negatives, similar_pairs, situation_contrast
 

@@ -11,6 +11,7 @@ from graphcl.datasets import SpatioTemporalSeries
 DAY = 86_400  # seconds
 CYCLES = (DAY, 7 * DAY, 31_556_952)  # day, week, mean Gregorian year
 _HARMONICS = 2
+_MOST_PLACES = 2016
 _MONDAY = 4 * DAY  # 1970 began on a Thursday
 
 
@@ -56,28 +57,35 @@ class Calendar(nn.Module):
     @property
     def num_slots(self) -> int:
         """Number of values that :meth:`slot` can take."""
-        return self._longest() // int(self.interval)
+        return self._cycle() // int(self.interval)
 
     def slot(self, seconds: Tensor) -> Tensor:
-        """Return the place in the longest cycle used, int64 of any shape; 0 where none is.
+        """Return the place in a cycle, int64 of any shape; 0 where none is used.
 
+        The cycle is the longest one used that has at most 2016 places, a week of five minutes each:
+        two years of hours hold each hour of the year but twice, and each hour of the week a hundred
+        times.
         A place is as long as a step; the last one also takes what is left of a cycle that is no
         multiple of it, for a place shorter than a step would be passed over in most cycles.
         """
-        place = (seconds - _MONDAY) % self._longest() // self.interval
+        place = (seconds - _MONDAY) % self._cycle() // self.interval
         return place.clamp(max=self.num_slots - 1)
 
     @property
     def num_places(self) -> list[int]:
         """Number of values that each tensor of :meth:`places` can take."""
-        return [-(-cycle // unit) for cycle, unit in self._units()]
+        return [cycle // unit for cycle, unit in self._units()]
 
     def places(self, seconds: Tensor) -> list[Tensor]:
         """Return the time of day, day of week and week of year, of those cycles that are used.
 
-        Each is int64 of the shape of ``seconds``, and counts steps where these are longer.
+        Each is int64 of the shape of ``seconds``, and counts steps where these are longer; the last
+        place takes what is left of a cycle, as in :meth:`slot`.
         """
-        return [(seconds - _MONDAY) % cycle // unit for cycle, unit in self._units()]
+        return [
+            ((seconds - _MONDAY) % cycle // unit).clamp(max=cycle // unit - 1)
+            for cycle, unit in self._units()
+        ]
 
     def _units(self) -> list[tuple[int, int]]:
         """Return the length of each cycle used, and of what it is counted in."""
@@ -86,9 +94,11 @@ class Calendar(nn.Module):
         pairs = zip(CYCLES, counted, strict=True)
         return [pair for pair, use in zip(pairs, self.used.tolist(), strict=True) if use]
 
-    def _longest(self) -> int:
+    def _cycle(self) -> int:
+        interval = int(self.interval)
         used = [cycle for cycle, use in zip(CYCLES, self.used.tolist(), strict=True) if use]
-        return max(used, default=int(self.interval))
+        short = [cycle for cycle in used if cycle <= _MOST_PLACES * interval]
+        return max(short, default=min(used, default=interval))
 
     def forward(self, seconds: Tensor) -> Tensor:
         cycles = torch.tensor(CYCLES, device=seconds.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcl.datasets import Scaler, SpatioTemporalSeries, Windows
-from graphcl.errors import DataError, GraphCLError
+from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, SampleBatches, in_order
@@ -67,20 +67,6 @@ class NetworkConfig(ForecasterConfig):
         check_fields(self, ("learning_rate",), lambda v: v > 0, "above 0")
         check_fields(self, ("weight_decay", "epoch_windows"), lambda v: v >= 0, "at least 0")
         check_fields(self, ("dropout",), lambda v: 0 <= v < 1, "at least 0 and below 1")
-
-
-def check_fields(
-    config: Any, names: tuple[str, ...], allowed: Callable[[float], bool], rule: str
-) -> None:
-    """Refuse numbers of a configuration that break a rule.
-
-    Raises:
-        GraphCLError: The message names the field, its value and the rule.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not allowed(value):
-            raise GraphCLError(f"{name} is {value}, must be {rule}")
 
 
 class Forecaster(nn.Module, ABC):

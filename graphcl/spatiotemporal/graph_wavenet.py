@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from graphcl.errors import check_fields
 from graphcl.spatiotemporal.calendar import Calendar
-from graphcl.spatiotemporal.forecaster import GraphForecaster, NetworkConfig, check_fields
+from graphcl.spatiotemporal.forecaster import GraphForecaster, NetworkConfig
 from graphcl.spatiotemporal.layers import Head, inputs, reached
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample

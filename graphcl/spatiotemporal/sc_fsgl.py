@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from graphcl.datasets import SpatioTemporalSeries
+from graphcl.errors import check_fields
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.codebook import CausalCodebook, Match
 from graphcl.spatiotemporal.forecaster import (
     GraphForecaster,
     NetworkConfig,
-    check_fields,
     masked_error,
 )
 from graphcl.spatiotemporal.profile import Profile

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from graphcl.spatiotemporal.forecaster import NetworkConfig, NetworkForecaster, check_fields
+from graphcl.errors import check_fields
+from graphcl.spatiotemporal.forecaster import NetworkConfig, NetworkForecaster
 from graphcl.spatiotemporal.layers import Head, inputs
 from graphcl.spatiotemporal.samples import Sample
 

@@ -296,8 +296,8 @@ def test_stid_knows_the_time_of_the_last_step_of_the_window():
     [
         (300, 2 * 7 * 288, [288, 7], [[0, 1, 287], [0, 0, 6]]),
         (20_000, 400, [5, 7], [[0, 0, 4], [0, 0, 6]]),  # the fifth place is a short one
-        (DAY, 800, [7, 53], [[0, 0, 6], None]),
-        (7 * DAY, 200, [53], [None]),
+        (DAY, 800, [7, 52], [[0, 0, 6], None]),
+        (7 * DAY, 200, [52], [None]),
     ],
 )
 def test_a_calendar_counts_time_of_day_day_of_week_and_week_of_year(
