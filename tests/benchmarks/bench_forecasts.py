@@ -8,8 +8,9 @@ and over all steps, in the units of the series, with the half-width of a 95 % in
 and MAE relative to the last value's, the only figure that may be averaged over unlike units.
 
     python tests/benchmarks/bench_forecasts.py configs/five_series.toml --out five_series.md
+    python tests/benchmarks/bench_forecasts.py configs/regions/*.toml --out regions.md
 
-needs GRAPHCL_DATA and two cores for about 45 minutes.
+need GRAPHCL_DATA and two cores for about half an hour each.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="experiment file with task.name = 'forecast'")
+    parser.add_argument("config", nargs="+", help="experiment files with task.name = 'forecast'")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every method (default: 3)")
     parser.add_argument(
         "--heavy-seeds", type=int, default=1, help="runs of STGCN and GraphWaveNet (default: 1)"
@@ -191,7 +192,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="file for the tables")
     told = parser.parse_args()
-    base = load_experiment(told.config)
+    lines = [line for config in told.config for line in (*scenario(config, told), "")]
+    if told.out:
+        told.out.write_text("\n".join(lines), encoding="utf-8")
+
+
+def scenario(config: str, told: argparse.Namespace) -> list[str]:
+    """Run all jobs of an experiment file; print and return its tables."""
+    base = load_experiment(config)
     strategies = dict.fromkeys([base.strategy.name, *filter(None, base.run.compare.split(", "))])
     alone = [name for name in told.alone.split(", ") if name]
     runs = {
@@ -199,7 +207,7 @@ def main() -> None:
         **{name: 1 if FORECASTERS[name] in NAIVE else told.seeds for name in alone},
         **{name: told.heavy_seeds for name in alone if FORECASTERS[name] in (STGCN, GraphWaveNet)},
     }
-    jobs = [(told.config, name, seed) for name, seeds in runs.items() for seed in range(seeds)]
+    jobs = [(config, name, seed) for name, seeds in runs.items() for seed in range(seeds)]
     found: dict[str, list[list[Scores]]] = {name: [[]] * seeds for name, seeds in runs.items()}
     with multiprocessing.get_context("spawn").Pool(told.jobs, maxtasksperchild=1) as pool:
         for (_, name, seed), scores in pool.imap_unordered(work, jobs):
@@ -210,14 +218,13 @@ def main() -> None:
     units = [", ".join(series.channel_names) for series in clients.series]
     report = clients.report
     lines = [
-        f"{told.config}: {base.run.rounds} rounds of {base.forecast.epoch_windows or 'all'} "
+        f"{config}: {base.run.rounds} rounds of {base.forecast.epoch_windows or 'all'} "
         f"windows, {told.seeds} seeds; {report.cut_edges} of {report.edges} edges cut",
         "",
         *tables(clients.names, found, units),
     ]
-    print("\n".join(lines))
-    if told.out:
-        told.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines), flush=True)
+    return lines
 
 
 if __name__ == "__main__":
