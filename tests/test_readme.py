@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from graphcl.datasets import confounded_series, save_series
@@ -35,7 +36,7 @@ def test_the_example_of_a_series_runs_and_its_missing_values_become_the_mean(
     (code,) = re.findall(
         r"```python\n([^`]*load_series.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
-    series = confounded_series(num_clients=1, num_nodes=5, num_steps=100)[0].series
+    series = confounded_series(num_clients=1, num_nodes=5, num_steps=300)[0].series
     series.values[3, 2] = 0.0
     save_series(series, tmp_path / "speeds.npz")
     monkeypatch.chdir(tmp_path)
@@ -45,6 +46,9 @@ def test_the_example_of_a_series_runs_and_its_missing_values_become_the_mean(
     assert names["x"].isfinite().all()
     assert names["x"][0, 3, 2] == 0
     assert not names["batch"].x_mask[0, 3, 2]
+    assert names["ahead"].values.shape == (12, 5, 1)
+    assert names["ahead"].time[0] == series.time[-1] + np.timedelta64(series.interval, "s")
+    assert (tmp_path / "model.npz").exists()
 
 
 def test_every_file_and_command_it_names_exists() -> None:
