@@ -12,8 +12,8 @@ from graphcl.spatiotemporal.calendar import Calendar
 class Profile(nn.Module):
     """Means of the training values at each place in the longest cycle that training saw twice.
 
-    A training step is left out of its own mean, so that what a network learns to make of a profile
-    holds for steps that no mean has seen.
+    A training step is left out of its own mean, be it that of the place or of the node, so that
+    what a network learns to make of a profile holds for steps that no mean has seen.
 
     Args:
         calendar: Fitted to the training steps.
@@ -25,7 +25,7 @@ class Profile(nn.Module):
         - **time**: int64 ``[B, T]``, seconds since 1970 in UTC
         - **values**, **mask**: ``[B, T, N, C]``, what was observed then; empty if unknown
         - **output**: ``[B, T, N, C]``, standardised; the node's mean where the cycle's place was
-          never observed
+          never observed, 0 where the node was not
     """
 
     total: Tensor  # [num_slots, N, C], sums of standardised training values
@@ -50,9 +50,12 @@ class Profile(nn.Module):
 
     def forward(self, slot: Tensor, time: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         total, count = self.total[slot], self.count[slot]
+        node_total, node_count = self.total.sum(0), self.count.sum(0)
         if values.numel():
             own = (time >= self.span[0]) & (time < self.span[1])
             own = own[..., None, None] & mask
-            total, count = total - values * own, count - own.float()
-        overall = self.total.sum(0) / self.count.sum(0).clamp(min=1)
+            value, one = torch.where(own, values, 0.0), own.float()
+            total, node_total = total - value, node_total - value
+            count, node_count = count - one, node_count - one
+        overall = node_total / node_count.clamp(min=1)
         return torch.where(count > 0, total / count.clamp(min=1), overall)

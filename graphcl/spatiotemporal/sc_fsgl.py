@@ -228,7 +228,7 @@ class SCFSGL(GraphForecaster):
         before = self.profile(slot[:, :history], time[:, :history], sample.x, sample.x_mask)
         usual = self.profile(slot[:, history:], time[:, history:], sample.y, sample.y_mask)
         steps = [
-            (sample.x - level) * sample.x_mask,
+            torch.where(sample.x_mask, sample.x - level, 0.0),
             sample.x_mask.float(),
             before - level,
             usual - level,
