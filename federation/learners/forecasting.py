@@ -21,6 +21,7 @@ from federation.learners.sites import sites
 from federation.scores import HORIZONS
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.datasets import SpatioTemporalSeries, Windows
+from graphcl.errors import DataError
 from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import SCFSGL, LastValue, Sample, SCFSGLConfig
 from graphcl.spatiotemporal.samples import SampleBatches
@@ -63,6 +64,12 @@ class ForecastLearner(LabelledLearner):
         experiment: The whole experiment.
         partition: Which client this is.
         projector: Put behind the representation, if the algorithm has one.
+
+    Attributes:
+        stays: What an evaluation goes back to, where it is of other weights than those that stay.
+
+    Raises:
+        DataError: If no error relative to the last value's can be told of a part.
     """
 
     # What belongs to the sensors of one site, and its encoder of the round before.
@@ -96,9 +103,10 @@ class ForecastLearner(LabelledLearner):
         self.windows = {split: model.network.windows(part) for split, part in splits.items()}
         persistence = LastValue(model.network.config).fit(splits["train"], splits["val"])
         self.reference = {
-            split: self._metrics(split, persistence.predict(splits[split]))["mae"]
+            split: self._reference(split, persistence.predict(splits[split]))
             for split in ("val", "test")
         }
+        self.stays: Mapping[str, Tensor] = {}
         self.head = nn.Linear(self.embedding_channels, self.num_classes)
         super().__init__(model)
 
@@ -185,6 +193,8 @@ class ForecastLearner(LabelledLearner):
 
     def evaluate(self, predict: Predict) -> dict[str, float]:
         val, test = (self._metrics(split, self._predict(split)) for split in ("val", "test"))
+        if self.stays:
+            self.load_weights(self.stays)
         reference = self.reference
         return {
             "num-examples": len(self.windows["test"]),
@@ -203,6 +213,18 @@ class ForecastLearner(LabelledLearner):
         parts = torch.arange(len(windows)).split(64)
         samples = (Sample.of(windows.batch(part), scaler) for part in parts)
         return torch.cat([scaler.inverse(self.model(sample)[1]) for sample in samples])
+
+    def _reference(self, split: str, forecast: Tensor) -> float:
+        """Return the error of the last value, which all others are divided by."""
+        error = self._metrics(split, forecast).get("mae")
+        if not error:
+            what = "nothing is observed to forecast" if error is None else "nothing ever changes"
+            raise DataError(
+                f"{self.windows[split].series.name}: {what} in its {split} steps, so that no error "
+                "relative to the last value's can be told: change data.series.train_ratio or "
+                "data.series.val_ratio, or leave the site out"
+            )
+        return error
 
     def _metrics(self, split: str, forecast: Tensor) -> dict[str, float]:
         """Return the errors at all sensors asked about, of all steps and of single ones."""

@@ -78,18 +78,18 @@ class SCFSGLExchange(Exchange):
 
     def receive(self, content: RecordDict) -> None:
         learner = self.learner
-        own = learner.model.state_dict()
-        own[_CODEBOOK] = to_tensors(content.array_records["codebook"])["prototypes"]
+        own = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        codebook = to_tensors(content.array_records["codebook"])["prototypes"]
         mean = to_tensors(content.array_records["weights"])
 
         def take(share: float) -> float:
             """Take a share of the mean; return the error on validation windows."""
             mixed = {name: torch.lerp(own[name], value, share) for name, value in mean.items()}
-            learner.load_weights({**own, **mixed})
+            learner.load_weights({**own, **mixed, _CODEBOOK: codebook})
             return learner.val_error()
 
-        own = {name: value.clone() for name, value in own.items()}
         take(min(SHARES, key=take) if mean else 0.0)
+        learner.stays = own  # taken for good by training alone
 
     def reply(self) -> RecordDict:
         model = self.learner.model
@@ -115,6 +115,8 @@ class SCFSGLStrategy(MessageStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         contents = [reply.content for reply in replies]
+        if not contents:
+            return ArrayRecord(), None
         codebooks = [to_tensors(content.array_records["codebook"]) for content in contents]
         rows = torch.stack([codebook["prototypes"] for codebook in codebooks])
         support = torch.stack([codebook["support"] for codebook in codebooks])
