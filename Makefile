@@ -24,6 +24,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_policy.py
 	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/bench_outages.py
+	$(BIN)/python tests/benchmarks/bench_forecast_scale.py
+	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
 
 format: install
 	$(BIN)/ruff check --fix .

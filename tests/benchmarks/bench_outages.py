@@ -7,17 +7,14 @@ Run with ``python tests/benchmarks/bench_outages.py [--plot FILE.png]``; it take
 """
 
 import argparse
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from measuring import in_fresh_process, peak, slope
 
 from graphcl.datasets import simulate_storms
 from graphcl.outages import SAHGNN, SAHGNNConfig
@@ -51,26 +48,18 @@ def measure(case: Case) -> Figures:
     start = time.process_time()
     model.predict(events.of([0]))
     forecast = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figures(statistics.median(b - a for a, b in pairwise(stamps)), forecast, peak)
+    return Figures(statistics.median(b - a for a, b in pairwise(stamps)), forecast, peak())
 
 
-def in_fresh_process(case: Case) -> Figures:
+def shown(case: Case) -> Figures:
     """Return a case's figures, printed as a row of the table."""
-    command = [sys.executable, __file__, "--case", *map(str, case)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures = Figures(*map(float, done.stdout.split()))
+    figures = Figures(*in_fresh_process(__file__, *case))
     print(
         f"{case.locations:>9,}{case.events:>8}{figures.epoch:>10.2f}{figures.forecast:>12.2f}"
         f"{figures.peak:>10.0f}",
         flush=True,
     )
     return figures
-
-
-def slope(x: list[int], y: list[float]) -> float:
-    """Return the exponent of a power law fitted to points."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def draw(path: Path, results: dict[Case, Figures]) -> None:
@@ -101,7 +90,7 @@ def main() -> None:
         print(*measure(Case(*options.case)))
         return
     print(f"{'locations':>9}{'events':>8}{'epoch s':>10}{'forecast s':>12}{'peak MiB':>10}")
-    results = {case: in_fresh_process(case) for case in dict.fromkeys(BY_LOCATIONS + BY_EVENTS)}
+    results = {case: shown(case) for case in dict.fromkeys(BY_LOCATIONS + BY_EVENTS)}
     by_locations = [results[case].epoch for case in BY_LOCATIONS]
     by_events = [results[case].epoch for case in BY_EVENTS]
     print(f"epoch ~ locations^{slope([c.locations for c in BY_LOCATIONS], by_locations):.2f}")

@@ -9,17 +9,14 @@ Run with ``python tests/benchmarks/bench_scale.py [--plot FILE.png] [--quick]``.
 """
 
 import argparse
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from measuring import in_fresh_process, peak, slope
 
 from graphcl.datasets import contextual_sbm
 from graphcl.nodes import ASPECT, ASPECTConfig
@@ -61,25 +58,19 @@ def measure(case: Case) -> Figures:
     config = ASPECTConfig(hidden_channels=WIDTH, batch_nodes=case.batch, epochs=epochs)
     stamps: list[float] = []
     method = ASPECT(config).fit(data, lambda *_: stamps.append(time.process_time()))
-    fit = _peak()
+    fit = peak()
     start = time.process_time()
     method.embed(data)
-    embed_seconds, embed = time.process_time() - start, _peak()
+    embed_seconds, embed = time.process_time() - start, peak()
     graph = prepare(data)
     inside = sum(b.pattern.num_edges for b in NodeBatches(graph, case.batch, config.seed))
     epoch = statistics.median(b - a for a, b in pairwise(stamps))
     return Figures(epoch, fit, embed_seconds, embed, inside / graph.pattern.num_edges)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def in_fresh_process(case: Case) -> Figures:
+def shown(case: Case) -> Figures:
     """Return a case's figures, printed as a row of the table."""
-    command = [sys.executable, __file__, "--case", *map(str, case)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures = Figures(*map(float, done.stdout.split()))
+    figures = Figures(*in_fresh_process(__file__, *case))
     print(
         f"{case.nodes:>9,}{case.degree:>8}{case.batch or 'whole':>8}{figures.kept:>6.2f}"
         f"{figures.epoch:>10.2f}{figures.fit:>9.0f}{figures.embed_seconds:>10.2f}"
@@ -87,11 +78,6 @@ def in_fresh_process(case: Case) -> Figures:
         flush=True,
     )
     return figures
-
-
-def slope(x: list[float], y: list[float]) -> float:
-    """Return the exponent of a power law fitted to points."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def draw(path: Path, results: dict[Case, Figures]) -> None:
@@ -131,7 +117,7 @@ def main() -> None:
         f"{'embed s':>10}{'embed MiB':>11}"
     )
     results = {
-        case: in_fresh_process(case)
+        case: shown(case)
         for case in dict.fromkeys(BY_NODES + BY_EDGES + BATCHED)
         if case.nodes < 1_000_000 or not options.quick
     }
