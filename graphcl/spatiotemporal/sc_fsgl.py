@@ -136,6 +136,7 @@ class Represented(NamedTuple):
         - **fused**: ``[B, N, C, D]``, what is decoded
         - **shared**, **own**: the two parts of each side; both the whole of it without separation
         - **matches**: of the temporal and the spatial side with the codebook; none without one
+        - **anchor**: what the forecasts are relative to
     """
 
     fused: Tensor
@@ -200,8 +201,8 @@ class SCFSGL(GraphForecaster):
         whole = self.encoder(window, calendar, self.diffusion)
         shared = own = whole
         if self.config.separation == "conditional":
-            with torch.no_grad():
-                before = self.previous(window, calendar, self.diffusion)
+            with torch.no_grad():  # and without dropout: the mask is that of a forecast
+                before = self.previous.eval()(window, calendar, self.diffusion)
             parts = [
                 self.separation[side](f, f_previous)
                 for side, f, f_previous in zip(SIDES, whole, before, strict=True)
