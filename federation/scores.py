@@ -14,6 +14,7 @@ class Score:
         better: Which of two values is the better one.
         percent: Whether it is a share, which the report shows as a percentage.
         detail: Whether it is for the report alone, which has more room than the terminal.
+        meaning: A sentence on what it is, where its label does not tell.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Score:
     better: Literal["higher", "lower"]
     percent: bool = False
     detail: bool = False
+    meaning: str = ""
 
     @property
     def val_name(self) -> str:
@@ -77,7 +79,13 @@ SCORES: dict[str, tuple[Score, ...]] = {
     ),
     "forecast": (
         # Of series in unlike units nothing else can be averaged.
-        Score("relative-mae", "MAE relative to the last value's", "lower"),
+        Score(
+            "relative-mae",
+            "relative MAE",
+            "lower",
+            meaning="A relative MAE is the MAE over that of expecting the last value to stay: what "
+            "is below 1 does better.",
+        ),
         *_errors("", ""),
         *(score for h in HORIZONS for score in _errors(f"-{h}", f" of step {h}")),
     ),

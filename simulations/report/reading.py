@@ -18,6 +18,8 @@ from federation.scores import SCORES, Score
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
 
+_UNITS = {"outages": "locations", "forecast": "sensors"}
+
 
 @dataclass(frozen=True)
 class ClientLine:
@@ -237,18 +239,14 @@ class RunReading:
     @property
     def unit(self) -> str:
         """What was divided over the clients, in words."""
-        return "locations" if self._outages else "nodes"
+        return _UNITS.get(self.experiment.task.name, "nodes")
 
     @property
     def classes_note(self) -> str:
         """What the classes are where they are no labels."""
-        if not self._outages:
+        if self.experiment.task.name != "outages":
             return ""
         return "A location's class is the worst severity of its outages in the training events."
-
-    @property
-    def _outages(self) -> bool:
-        return self.experiment.task.name == "outages"
 
     def encoder(self, client: int) -> str:
         """Return the encoder of a client: the list is dealt out in turn."""
