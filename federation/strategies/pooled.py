@@ -7,11 +7,15 @@ model on their own validation and test nodes. The bytes reported are those of th
 way to be evaluated; the data, which every node of a simulation can read, are not counted.
 """
 
-from flwr.app import RecordDict
+from collections.abc import Iterable
 
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from federation.experiment import Experiment
 from federation.records import to_arrays, to_tensors
-from federation.strategies.base import Algorithm, Exchange
-from federation.strategies.weights import FEDAVG
+from federation.strategies.base import Algorithm, Exchange, Facts
+from federation.strategies.weights import ALL, FEDAVG
 
 
 class PooledExchange(Exchange):
@@ -27,5 +31,19 @@ class PooledExchange(Exchange):
         return RecordDict({"arrays": to_arrays(self.learner.model.state_dict())})
 
 
-# The mean over one client is that client.
-POOLED = Algorithm(PooledExchange, FEDAVG.strategy, FEDAVG.sends, FEDAVG.check_reply)
+class PooledStrategy(FedAvg):
+    """Server half: passes on what the one client sends; a mean would make floats of whole numbers."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        for reply in replies:
+            return reply.content.array_records["arrays"], None
+        return None, None
+
+
+def _pooled(experiment: Experiment, facts: Facts) -> Strategy:
+    return PooledStrategy(**ALL)  # type: ignore[arg-type]
+
+
+POOLED = Algorithm(PooledExchange, _pooled, FEDAVG.sends, FEDAVG.check_reply)

@@ -125,15 +125,15 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
 
 
 # Cohorts are drawn by the round loop; the strategy trains every node it is shown.
-_ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
 def _fedavg(experiment: Experiment, facts: Facts) -> Strategy:
-    return FedAvg(**_ALL)  # type: ignore[arg-type]
+    return FedAvg(**ALL)  # type: ignore[arg-type]
 
 
 def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
-    return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **_ALL)  # type: ignore[arg-type]
+    return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **ALL)  # type: ignore[arg-type]
 
 
 FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)

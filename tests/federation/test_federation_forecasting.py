@@ -144,11 +144,6 @@ def test_pooled_learns_one_network_of_all_regions(forecasts, staged, stored, tmp
         assert {n: line[n.replace("-", "_")] for n in expected} == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=FederationError,
-    reason="Flower's mean makes float64 of the calendar's whole numbers, which the check refuses",
-)
 def test_pooled_goes_on_after_its_first_round(forecasts, stored, tmp_path, summary_of):
     keys = {**stored(simulated(12)), **CUT}
     LocalGrid(forecasts("pooled", tmp_path / "run", **keys)).serve()

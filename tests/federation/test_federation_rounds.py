@@ -13,7 +13,8 @@ from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from graphcl.errors import FederationError
 
-ALL = sorted(set(ALGORITHMS) - {"pooled"})  # under which every client trains
+# Under which every client trains; scfsgl is about forecasts alone.
+ALL = sorted(set(ALGORITHMS) - {"pooled", "scfsgl"})
 PERSONAL = [name for name in ALL if ALGORITHMS[name].exchange.personal]
 FACTS = Facts({1: 0, 2: 1, 3: 2, 4: 3}, channels={"in-channels": 5}, num_classes=3)
 KEY = ("train", 2, 1)  # who misbehaves, and when
