@@ -209,16 +209,25 @@ class SCFSGL(GraphForecaster):
             ]
             shared, own = (Parts(*part) for part in zip(*parts, strict=True))
             whole = Parts(*(c + o for c, o in parts))
+        fused, matches = self.fuse(whole, shared)
+        return Represented(fused, shared, own, matches, anchor)
+
+    def fuse(self, whole: Parts, shared: Parts) -> tuple[Tensor, tuple[Match, ...]]:
+        """Join both sides and what the codebook recalls of the shared part.
+
+        Shapes:
+            whole, shared: each side ``[B, N, C, D]``.  Returns what is decoded, ``[B, N, C, D]``,
+            and the matches of both sides with the codebook, none without one.
+        """
         gate = torch.sigmoid(self.gate(torch.cat([whole.spatial, whole.temporal], -1)))
         fused = torch.lerp(whole.temporal, whole.spatial, gate)
-        matches: tuple[Match, ...] = ()
-        if self.config.num_prototypes:
-            matches = tuple(
-                self.codebook(self.query[side](f)) for side, f in zip(SIDES, shared, strict=True)
-            )
-            recalled = [match.readout for match in matches]
-            fused = fused + self.recall(torch.cat([fused, *recalled], -1))
-        return Represented(fused, shared, own, matches, anchor)
+        if not self.config.num_prototypes:
+            return fused, ()
+        matches = tuple(
+            self.codebook(self.query[side](f)) for side, f in zip(SIDES, shared, strict=True)
+        )
+        recalled = [match.readout for match in matches]
+        return fused + self.recall(torch.cat([fused, *recalled], -1)), matches
 
     def _window(self, sample: Sample) -> tuple[Tensor, Anchor]:
         """Return what the encoder reads of each variable, ``[B, N, C, steps]``, and the anchor."""
