@@ -43,9 +43,9 @@ The first of num_items + 1 entries is padding's and is not read.  Other keys are
 Times are whole seconds since 1970 in UTC.  Rows may be in any order: they are sorted by user and
 time, and at one time the order of the file stands.  An archive without times is in order by its
 rows; a table needs times.  Times that fall within the sequence of ``indptr`` contradict it and are
-refused.  Repeats of an item at another time are legal, those of user, item and time are refused
-unless :func:`load_interactions` is told what to do with them.  So is a user with one event: it can
-train a model but not test it, see :meth:`Interactions.leave_one_out`.
+refused.  A user with one event is legal: it can train a model but not test it, see
+:meth:`Interactions.leave_one_out`.  Repeats of an item at another time are legal too; those of
+user, item and time are refused unless :func:`load_interactions` is told what to do with them.
 """
 
 import csv
@@ -430,14 +430,16 @@ def _counts(
 
 def _count(numbers: torch.Tensor, first: int, key: str, name: str) -> int:
     """Return how many there are if the largest number is the last one's."""
-    largest = int(numbers.max()) if len(numbers) else first
+    if not len(numbers):
+        return 1  # for the rules of the class to name
+    largest = int(numbers.max())
     if largest > _LARGEST_PER_ROW * len(numbers):
         # Memory grows with the largest number, and what a shop calls an item can be any.
         raise DataError(
             f"{name}: {key} is absent and a number of {largest} is too large for "
             f"{len(numbers)} rows: number from {first} without gaps, or give {key}"
         )
-    return largest + 1 - first
+    return max(largest + 1 - first, 1)
 
 
 def _users(bounds: np.ndarray, num_rows: int, field: str) -> torch.Tensor:

@@ -72,7 +72,7 @@ def simulate_interactions(
 
     Args:
         num_users: Each has 5 events or more, 15 on average unless the items are few.
-        num_items: At least 4 times num_clusters, and 20 or more.
+        num_items: At least 4 times num_clusters, and at least 20.
         num_clusters: At least 2.
         seed: Same seed, same simulation.
 
@@ -90,7 +90,7 @@ def simulate_interactions(
     ):
         if value < least:
             raise DataError(
-                f"simulate_interactions: {argument} is {value}, must be {least} or more"
+                f"simulate_interactions: {argument} is {value}, must be at least {least}"
             )
     items = numpy_rng(seed, "interactions", "items")
     # Shuffled, so that an item's number tells neither its cluster nor its popularity.
