@@ -1,7 +1,9 @@
-"""Node graphs, outage events and series: their files, their rules, generators and splits."""
+"""Node graphs, outage events, series, interactions: their files, rules, generators and splits."""
 
 from graphcl.datasets.confounded_series import ConfoundedSeries, confounded_series
 from graphcl.datasets.digits import digits_graph
+from graphcl.datasets.interaction_files import load_interactions, save_interactions
+from graphcl.datasets.interactions import Interactions, InteractionSplit, ItemGroups
 from graphcl.datasets.node_graph import load_npz, save_npz
 from graphcl.datasets.outage_events import OutageEvents
 from graphcl.datasets.outage_files import (
@@ -14,6 +16,10 @@ from graphcl.datasets.pyg import PYG_CLASSES, load_pyg
 from graphcl.datasets.sbm import contextual_sbm, mixed_sbm
 from graphcl.datasets.series import SpatioTemporalSeries
 from graphcl.datasets.series_files import load_series, save_series
+from graphcl.datasets.simulated_interactions import (
+    InteractionSimulation,
+    simulate_interactions,
+)
 from graphcl.datasets.sources import count_classes, load, load_silos
 from graphcl.datasets.splits import split_nodes
 from graphcl.datasets.storms import StormSimulation, simulate_storms
@@ -23,6 +29,10 @@ from graphcl.datasets.windows import Scaler, WindowBatch, Windows, chronological
 __all__ = [
     "PYG_CLASSES",
     "ConfoundedSeries",
+    "InteractionSimulation",
+    "InteractionSplit",
+    "Interactions",
+    "ItemGroups",
     "OutageEvents",
     "Scaler",
     "SpatioTemporalSeries",
@@ -35,6 +45,7 @@ __all__ = [
     "count_classes",
     "digits_graph",
     "load",
+    "load_interactions",
     "load_npz",
     "load_outage_events",
     "load_pyg",
@@ -42,10 +53,12 @@ __all__ = [
     "load_silos",
     "load_storm",
     "mixed_sbm",
+    "save_interactions",
     "save_npz",
     "save_outage_events",
     "save_series",
     "save_storm",
+    "simulate_interactions",
     "simulate_storms",
     "split_nodes",
     "validate",

@@ -1,0 +1,442 @@
+"""Interactions of users with items: who took what, in which order, and what the items are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from graphcl.datasets.validation import check_names, check_unique
+from graphcl.errors import DataError
+
+_HEAD_SHARE = 0.2  # of the items seen in training
+_LATEST = 253_402_300_799  # the last second of the year 9999
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Interactions:
+    """n interactions, each one user with one item, sorted by user and then by time.
+
+    Users are numbered from 0, items from 1: item 0 is padding everywhere, and whatever has a row
+    per item has one for it too, so that ``title[item]`` and ``text[item]`` need no shift.  A user
+    may take an item several times, even at one time, and numbers may stand for users and items
+    without any interaction, as they do in the parts of a split.  ``dataclasses.replace`` adds what
+    a file lacks, such as text embeddings of one's own.
+
+    Shapes:
+        - **name**: what to call the interactions in a message
+        - **user**: int64 ``[n]``, 0 to num_users - 1; **item**: int64 ``[n]``, 1 to num_items
+        - **time**: int64 ``[n]``, seconds since 1970 in UTC; None if only the order is known
+        - **session**: int64 ``[n]``; the rows of a session follow one another and are one user's
+        - **user_name**: num_users unique names
+        - **item_name**: num_items + 1 names, unique, the first empty
+        - **category**: int64 ``[num_items + 1]``, 0 for none, named by **category_name**, whose
+          first name, that of none, is empty
+        - **text**: float32 ``[num_items + 1, D]``, embeddings of what is written of the items; row
+          0 is zero
+        - **title**: num_items + 1 texts, the first empty
+    """
+
+    name: str
+    user: Tensor
+    item: Tensor
+    num_users: int
+    num_items: int
+    time: Tensor | None = None
+    session: Tensor | None = None
+    user_name: tuple[str, ...] | None = None
+    item_name: tuple[str, ...] | None = None
+    category: Tensor | None = None
+    category_name: tuple[str, ...] | None = None
+    text: Tensor | None = None
+    title: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def __repr__(self) -> str:
+        found = [key for key in _OPTIONAL if getattr(self, key) is not None]
+        return (
+            f"Interactions({self.name!r}, {len(self)} of {self.num_users} users with "
+            f"{self.num_items} items, with {', '.join(found) or 'their order alone'})"
+        )
+
+    @cached_property
+    def indptr(self) -> Tensor:
+        """Bounds of each user's rows, int64 ``[num_users + 1]``."""
+        counts = self.user.bincount(minlength=self.num_users)
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+    def sequence(self, user: int) -> Tensor:
+        """Return the items of one user in order, int64 ``[L]``, without a copy; L may be 0.
+
+        Raises:
+            DataError: There is no such user.
+        """
+        if not 0 <= user < self.num_users:
+            raise DataError(
+                f"{self.name}: sequence: user is {user}, must be 0 to {self.num_users - 1}"
+            )
+        return self.item[int(self.indptr[user]) : int(self.indptr[user + 1])]
+
+    def select(self, rows: Tensor) -> Self:
+        """Return some of the interactions; users and items keep their numbers.
+
+        Args:
+            rows: A boolean mask [n], or int64 indices in increasing order.
+        """
+        return replace(
+            self,
+            user=self.user[rows],
+            item=self.item[rows],
+            time=None if self.time is None else self.time[rows],
+            session=None if self.session is None else self.session[rows],
+        )
+
+    def sort(self, name: str | None = None) -> Self:
+        """Return the interactions sorted by user and then by time; ties keep their order.
+
+        Without times the order of the rows is that of each user's events.
+
+        Args:
+            name: What to call them in a message instead of their own name, usually their file.
+
+        Raises:
+            DataError: A rule of the class other than this order is broken.
+        """
+        name = self.name if name is None else name
+        _check_fields(self, name)
+        order = torch.arange(len(self)) if self.time is None else self.time.argsort(stable=True)
+        ordered = self.select(order[self.user[order].argsort(stable=True)])
+        _check_order(ordered, name)
+        return ordered
+
+    def k_core(self, k: int) -> Self:
+        """Return the largest part whose every user and every item has k interactions or more.
+
+        Users and items are numbered anew, in their order; their names and features go with them.
+
+        Raises:
+            DataError: k is not positive, or nothing is left.
+
+        Source:
+            Batagelj and Zaveršnik, arXiv cs/0310049, for graphs of two kinds of nodes.
+        """
+        if k < 1:
+            raise DataError(f"{self.name}: k_core: k is {k}, must be at least 1")
+        kept, count = torch.ones(len(self), dtype=torch.bool), len(self) + 1
+        while int(kept.sum()) < count:
+            count = int(kept.sum())
+            users = self.user[kept].bincount(minlength=self.num_users)
+            items = self.item[kept].bincount(minlength=self.num_items + 1)
+            kept &= (users[self.user] >= k) & (items[self.item] >= k)
+        if not count:
+            raise DataError(
+                f"{self.name}: k_core: no part of it has {k} interactions of every user and item: "
+                "choose a smaller k"
+            )
+        return self.select(kept)._renumbered()
+
+    def leave_one_out(self) -> "InteractionSplit":
+        """Hold out the last event of each user to test on and the last but one to validate on.
+
+        A user with fewer than three events is in the training part alone.
+
+        Raises:
+            DataError: No user has three events.
+
+        Source:
+            Kang and McAuley, ICDM 2018 (SASRec).
+        """
+        after = self.indptr[self.user + 1] - torch.arange(len(self)) - 1
+        long_enough = self.indptr.diff()[self.user] >= 3
+        if not long_enough.any():
+            raise DataError(
+                f"{self.name}: leave_one_out: no user has three events, one each to train, "
+                "validate and test on: give longer histories, or use split_by_time"
+            )
+        val, test = (long_enough & (after == place) for place in (1, 0))
+        return InteractionSplit(self.select(~(val | test)), self.select(val), self.select(test))
+
+    def split_by_time(self, val_ratio: float, test_ratio: float) -> "InteractionSplit":
+        """Cut at two points in time, the same for all users.
+
+        Events of one time stay together, in the later part, so that the shares may differ a little
+        from those asked for.
+
+        Args:
+            val_ratio: Share of all events between the two points.
+            test_ratio: Share of all events after the second.
+
+        Raises:
+            DataError: There are no times, or a part has no event.
+        """
+        time = self._times("split_by_time")
+        ordered = time.sort().values
+        at = [round(len(self) * (1 - share)) for share in (val_ratio + test_ratio, test_ratio)]
+        if not 0 < at[0] < at[1] < len(self):
+            raise DataError(
+                f"{self.name}: split_by_time: val_ratio is {val_ratio} and test_ratio "
+                f"{test_ratio}: each part needs an event, and there are {len(self)}"
+            )
+        start, end = (int(ordered[place]) for place in at)
+        if not int(ordered[0]) < start < end:
+            raise DataError(
+                f"{self.name}: split_by_time: too many events at one time: val_ratio {val_ratio} "
+                f"and test_ratio {test_ratio} cut at {start} s and {end} s, after the first one at "
+                f"{int(ordered[0])} s: choose other ratios"
+            )
+        parts = (time < start, (time >= start) & (time < end), time >= end)
+        return InteractionSplit(*(self.select(part) for part in parts))
+
+    def item_groups(self) -> "ItemGroups":
+        """Group the items by how often they are here: ask the training part of a split.
+
+        The head is the fifth of the items seen here that is seen most, ties by number; the others
+        seen here are the tail.
+
+        Source:
+            FAERec (arXiv 2604.03688), which counts held-out events too.
+        """
+        counts = self.item.bincount(minlength=self.num_items + 1)
+        seen = counts > 0
+        head = torch.zeros_like(seen)
+        most = counts.argsort(descending=True, stable=True)
+        head[most[: max(1, round(_HEAD_SHARE * int(seen.sum())))]] = True
+        cold = ~seen
+        cold[0] = False
+        return ItemGroups(head & seen, seen & ~head, cold)
+
+    def sessions(self, gap: int) -> Self:
+        """Return the interactions with sessions that end where a user pauses for over ``gap``.
+
+        Sessions are numbered from 0 over all users, in their order.
+
+        Args:
+            gap: Seconds; 1,800 is usual for clicks.
+
+        Raises:
+            DataError: There are no times, or the gap is not positive.
+        """
+        time = self._times("sessions")
+        if gap < 1:
+            raise DataError(f"{self.name}: sessions: gap is {gap}, must be at least 1 second")
+        starts = (self.user.diff() != 0) | (time.diff() > gap)
+        return replace(self, session=torch.cat([starts.new_zeros(1), starts]).cumsum(0))
+
+    def validate(self, name: str | None = None) -> Self:
+        """Return the interactions unchanged after checking every rule of the class.
+
+        Args:
+            name: What to call them in a message instead of their own name, usually their file.
+
+        Raises:
+            DataError: A rule is broken; the message names the field, the row and the rule.
+        """
+        name = self.name if name is None else name
+        _check_fields(self, name)
+        _check_order(self, name)
+        return self
+
+    def _times(self, verb: str) -> Tensor:
+        if self.time is None:
+            raise DataError(
+                f"{self.name}: {verb}: the interactions have no time: give it, or do without "
+                f"{verb}, as leave_one_out does"
+            )
+        return self.time
+
+    def _renumbered(self) -> Self:
+        """Return the same without the users and items that have no row."""
+        users, user = self.user.unique(return_inverse=True)
+        items, item = self.item.unique(return_inverse=True)
+        items = torch.cat([items.new_zeros(1), items])
+        return replace(
+            self,
+            user=user,
+            item=item + 1,
+            num_users=len(users),
+            num_items=len(items) - 1,
+            user_name=_at(self.user_name, users),
+            item_name=_at(self.item_name, items),
+            category=None if self.category is None else self.category[items],
+            text=None if self.text is None else self.text[items],
+            title=_at(self.title, items),
+        )
+
+
+class InteractionSplit(NamedTuple):
+    """Three parts of interactions, of which each is in one; all number users and items alike.
+
+    What came before an event of ``val`` is in ``train``, and before one of ``test`` in ``train``
+    and ``val``.
+    """
+
+    train: Interactions
+    val: Interactions
+    test: Interactions
+
+
+class ItemGroups(NamedTuple):
+    """Items by how often they are seen in training, each bool ``[num_items + 1]``.
+
+    Every item is in one group, padding in none; ``tail[test.item]`` are the test events of one.
+    """
+
+    head: Tensor
+    tail: Tensor
+    cold: Tensor
+
+
+_OPTIONAL = ("time", "session", "user_name", "item_name", "category", "text", "title")
+_NAMES = (  # field, what it has an entry for, whether the first entry is padding's
+    ("user_name", "num_users", False),
+    ("item_name", "num_items", True),
+    ("title", "num_items", True),
+)
+
+
+def _at(names: Sequence[str] | None, index: Tensor) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names[i] for i in index.tolist())
+
+
+def _check_fields(interactions: Interactions, name: str) -> None:
+    """Check all but the order of the rows."""
+    if not len(interactions):
+        raise DataError(f"{name}: there is no interaction: give at least one")
+    for field in ("num_users", "num_items"):
+        value = getattr(interactions, field)
+        if not isinstance(value, int) or value < 1:
+            raise DataError(f"{name}: {field} is {value!r}, must be an integer, at least 1")
+    _check_tensors(interactions, name)
+    _check_ids(interactions, name)
+    _check_names(interactions, name)
+    _check_features(interactions, name)
+
+
+def _check_tensors(interactions: Interactions, name: str) -> None:
+    n, rows = len(interactions), interactions.num_items + 1
+    width = 0 if interactions.text is None else interactions.text.shape[-1]
+    wanted = {
+        "user": (torch.int64, "[n]", [n]),
+        "item": (torch.int64, "[n]", [n]),
+        "time": (torch.int64, "[n]", [n]),
+        "session": (torch.int64, "[n]", [n]),
+        "category": (torch.int64, "[num_items + 1]", [rows]),
+        "text": (torch.float32, "[num_items + 1, D]", [rows, max(width, 1)]),
+    }
+    for field, (dtype, letters, shape) in wanted.items():
+        value = getattr(interactions, field)
+        if value is None:
+            continue
+        if value.dtype != dtype:
+            raise DataError(f"{name}: {field} is {value.dtype}, must be {dtype}: convert it")
+        if list(value.shape) != shape:
+            raise DataError(
+                f"{name}: {field} has shape {list(value.shape)}, must be {letters} with n = {n} "
+                f"interactions, num_items = {interactions.num_items}, D at least 1"
+            )
+
+
+def _check_ids(interactions: Interactions, name: str) -> None:
+    for field, first, last, rule in (
+        ("user", 0, interactions.num_users - 1, "number the users from 0"),
+        ("item", 1, interactions.num_items, "number the items from 1, for 0 is padding"),
+        ("time", -_LATEST, _LATEST, "write seconds since 1970, not milliseconds"),
+    ):
+        value = getattr(interactions, field)
+        if value is None:
+            continue
+        bad = ((value < first) | (value > last)).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise DataError(
+                f"{name}: {field}[{row}] is {int(value[row])} ({len(bad)} such), must be {first} "
+                f"to {last}: {rule}"
+            )
+
+
+def _check_names(interactions: Interactions, name: str) -> None:
+    for field, count, padded in _NAMES:
+        names = getattr(interactions, field)
+        if names is None:
+            continue
+        wanted = getattr(interactions, count) + padded
+        if len(names) != wanted:
+            raise DataError(
+                f"{name}: {field} has {len(names)} entries, must have {wanted}, {count}"
+                f"{' and one for padding' * padded}"
+            )
+        if padded and names[0]:
+            raise DataError(f"{name}: {field}[0] is {names[0]!r}, must be '': 0 is padding")
+        if field != "title":
+            check_names(names[padded:], f"{name}: {field}{'[1:]' * padded}")
+            check_unique(names, f"{name}: {field}")
+
+
+def _check_features(interactions: Interactions, name: str) -> None:
+    category, names = interactions.category, interactions.category_name
+    if (category is None) != (names is None):
+        raise DataError(f"{name}: category and category_name go together: give both or neither")
+    if category is not None and names is not None:
+        if not names or names[0]:
+            raise DataError(f"{name}: category_name[0] must be '', the name of no category")
+        check_names(names[1:], f"{name}: category_name[1:]")
+        check_unique(names, f"{name}: category_name")
+        bad = ((category < 0) | (category >= len(names))).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise DataError(
+                f"{name}: category[{row}] is {int(category[row])} ({len(bad)} such), must be 0 to "
+                f"{len(names) - 1} for the {len(names)} of category_name"
+            )
+    text = interactions.text
+    if text is not None:
+        bad = (~text.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise DataError(
+                f"{name}: text[{row}, {column}] is {text[row, column].item()} ({len(bad)} such), "
+                "must be finite: write a row of zeros for an item without text"
+            )
+    for field, value in (("category", category), ("text", text)):
+        if value is not None and value[0].any():
+            raise DataError(f"{name}: {field}[0] must be 0: item 0 is padding")
+
+
+def _check_order(interactions: Interactions, name: str) -> None:
+    user, time, session = interactions.user, interactions.time, interactions.session
+    same = user.diff() == 0
+    falls = (user.diff() < 0).nonzero()
+    if len(falls):
+        row = int(falls[0]) + 1
+        raise DataError(
+            f"{name}: user[{row}] is {int(user[row])} after {int(user[row - 1])}: sort the rows by "
+            "user and then by time, as sort() does"
+        )
+    if time is not None:
+        falls = (same & (time.diff() < 0)).nonzero()
+        if len(falls):
+            row = int(falls[0]) + 1
+            raise DataError(
+                f"{name}: time[{row}] is {int(time[row])} after {int(time[row - 1])} of the same "
+                f"user, {int(user[row])} ({len(falls)} such): sort the rows, as sort() does"
+            )
+    if session is not None:
+        _check_sessions(session, same, name)
+
+
+def _check_sessions(session: Tensor, same_user: Tensor, name: str) -> None:
+    """Check that no session is left and entered again, or goes on at another user."""
+    starts = torch.cat([same_user.new_ones(1), (session.diff() != 0) | ~same_user]).nonzero()[:, 0]
+    ids, times = session[starts].unique(return_counts=True)
+    if len(ids) < len(starts):
+        again = int(ids[times > 1][0])
+        row = int(starts[session[starts] == again][1])
+        raise DataError(
+            f"{name}: session[{row}], in the order of user and time, is {again} again after "
+            "another session or user: number the sessions over all users and let one end before "
+            "the next begins, or leave them out and use sessions()"
+        )
