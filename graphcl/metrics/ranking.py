@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from graphcl.errors import GraphCLError
 
-_BLOCK = 2**24  # scores at a time, 64 MiB in single precision
+_BLOCK = 2**22  # scores at a time, 16 MiB in single precision
 
 
 @dataclass(frozen=True, eq=False)
