@@ -30,7 +30,7 @@ from graphcl.spatiotemporal import SCFSGL, Diffusion, SCFSGLConfig, propagation
 from graphcl.spatiotemporal.samples import SampleBatches
 from simulations.run import execute, prepare
 
-NODES = (200, 500, 1_000, 2_000, 5_000, 10_000)
+NODES = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 CLIENTS = (5, 20, 100, 500)
 STORAGES = ("dense", "sparse")
 WINDOWS, BATCH, WIDTH, NEIGHBORS = 64, 16, 64, 4
@@ -129,6 +129,7 @@ def federate(clients: int) -> Round:
 
 def by_nodes(nodes: list[int], plot: Path | None) -> None:
     """Print the first table and where the lines cross."""
+    print(f"torch {torch.__version__}, one thread")
     print(f"{'nodes':>7}{'storage':>9}{'diffusion ms':>14}{'epoch s':>9}{'peak MiB':>10}")
     found: dict[str, dict[int, Figures]] = {storage: {} for storage in STORAGES}
     for size in nodes:
@@ -141,7 +142,9 @@ def by_nodes(nodes: list[int], plot: Path | None) -> None:
                 flush=True,
             )
     for storage, rows in found.items():
-        print(f"{storage}: epoch ~ nodes^{slope(nodes, [f.epoch for f in rows.values()]):.2f}")
+        large = [n for n in nodes if n >= 1_000] or nodes
+        grown = slope(large, [rows[n].epoch for n in large])
+        print(f"{storage}: epoch ~ nodes^{grown:.2f} from {large[0]:,} nodes")
     wins = [n for n in nodes if found["dense"][n].epoch < found["sparse"][n].epoch]
     print(f"dense is the faster one up to {max(wins, default=0):,} nodes")
     if plot:

@@ -187,6 +187,7 @@ def main() -> None:
         "--heavy-seeds", type=int, default=1, help="runs of STGCN and GraphWaveNet (default: 1)"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes at once (default: 2)")
+    parser.add_argument("--strategies", help="instead of the file's, e.g. 'local, fedavg'")
     parser.add_argument(
         "--alone", default=", ".join(FORECASTERS), help="forecasters to train alone"
     )
@@ -200,7 +201,8 @@ def main() -> None:
 def scenario(config: str, told: argparse.Namespace) -> list[str]:
     """Run all jobs of an experiment file; print and return its tables."""
     base = load_experiment(config)
-    strategies = dict.fromkeys([base.strategy.name, *filter(None, base.run.compare.split(", "))])
+    own = f"{base.strategy.name}, {base.run.compare}"
+    strategies = [name for name in (told.strategies or own).split(", ") if name]
     alone = [name for name in told.alone.split(", ") if name]
     runs = {
         **dict.fromkeys(strategies, told.seeds),

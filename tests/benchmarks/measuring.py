@@ -16,7 +16,7 @@ def peak() -> float:
 def in_fresh_process(script: str, *case: object) -> list[float]:
     """Run ``script --case ...`` and return the numbers that it prints."""
     command = [sys.executable, script, "--case", *map(str, case)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return [float(word) for word in done.stdout.split()]
 
 
