@@ -26,6 +26,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_outages.py
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
+	$(BIN)/python tests/benchmarks/bench_recovery.py
+	$(BIN)/python tests/benchmarks/bench_softmax.py
 
 format: install
 	$(BIN)/ruff check --fix .

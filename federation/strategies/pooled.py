@@ -32,7 +32,10 @@ class PooledExchange(Exchange):
 
 
 class PooledStrategy(FedAvg):
-    """Server half: passes on what the one client sends; a mean would make floats of whole numbers."""
+    """Server half: passes on what the one client sends.
+
+    A mean, even of one, would make floats of its whole numbers.
+    """
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
