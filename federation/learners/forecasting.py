@@ -101,6 +101,7 @@ class ForecastLearner(LabelledLearner):
         self.supervised = experiment.strategy.name in PROTOTYPE_STRATEGIES
         model = self.build(experiment, partition, {}, self.num_classes, projector)
         self.windows = {split: model.network.windows(part) for split, part in splits.items()}
+        self.floor = mape_floor(splits["train"])
         persistence = LastValue(model.network.config).fit(splits["train"], splits["val"])
         self.reference = {
             split: self._reference(split, persistence.predict(splits[split]))
@@ -239,8 +240,8 @@ class ForecastLearner(LabelledLearner):
             if part[2].any():
                 metrics[f"mae{suffix}"] = masked_mae(*part)
                 metrics[f"rmse{suffix}"] = masked_rmse(*part)
-            if (part[1][part[2]] != 0).any():
-                metrics[f"mape{suffix}"] = masked_mape(*part)
+            if (part[1][part[2]].abs() > self.floor).any():
+                metrics[f"mape{suffix}"] = masked_mape(*part, floor=self.floor)
         return metrics
 
     @staticmethod
@@ -307,6 +308,14 @@ def _nowhere() -> SpatioTemporalSeries:
 
 def _is_own(weight: str) -> bool:
     return any(weight == own or weight.startswith(f"{own}.") for own in ForecastLearner.own)
+
+
+def mape_floor(train: SpatioTemporalSeries) -> float:
+    """Return the size up to which an observation counts in no error in percent.
+
+    A hundredth of the mean size in training: some files hold 1e-17 for what was not measured.
+    """
+    return 0.01 * float(train.values.double().abs().nanmean())
 
 
 def _futures(windows: Windows) -> Tensor:

@@ -27,8 +27,10 @@ import torch
 from scipy.stats import t
 
 from federation.experiment import Experiment, load_experiment
+from federation.learners.forecasting import mape_floor
 from federation.learners.sites import sites
 from federation.scores import HORIZONS
+from graphcl.datasets import SpatioTemporalSeries
 from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import (
     STGCN,
@@ -79,7 +81,8 @@ def train_alone(experiment: Experiment, kind: type[Forecaster]) -> list[Scores]:
         model = kind(config).fit(splits["train"], splits["val"])
         last = LastValue(ForecasterConfig(config.history, config.horizon))
         last.fit(splits["train"], splits["val"])
-        own, reference = errors(model, splits["test"]), errors(last, splits["test"])
+        floor = mape_floor(splits["train"])
+        own, reference = (errors(m, splits["test"], floor) for m in (model, last))
         scores.append({**own, "relative-mae": own["mae"] / reference["mae"], "bytes": 0.0})
     return scores
 
@@ -99,7 +102,7 @@ def budget(experiment: Experiment, kind: type[Forecaster]) -> dict[str, Any]:
     return told
 
 
-def errors(model: Forecaster, test: Any) -> Scores:
+def errors(model: Forecaster, test: SpatioTemporalSeries, floor: float) -> Scores:
     """Return the errors of a forecaster over the test steps."""
     windows, forecast = model.windows(test), model.predict(test)
     y = windows.batch(torch.arange(len(windows))).y
@@ -108,8 +111,9 @@ def errors(model: Forecaster, test: Any) -> Scores:
         STEPS, (slice(None), *(slice(h - 1, h) for h in HORIZONS)), strict=True
     ):
         part = forecast[:, step], y[:, step], ~y[:, step].isnan()
-        for name, metric in (("mae", masked_mae), ("rmse", masked_rmse), ("mape", masked_mape)):
-            scores[name + suffix] = metric(*part)
+        scores["mae" + suffix] = masked_mae(*part)
+        scores["rmse" + suffix] = masked_rmse(*part)
+        scores["mape" + suffix] = masked_mape(*part, floor=floor)
     return scores
 
 

@@ -281,13 +281,15 @@ def by_hand(experiment: Experiment, partition: int, weights) -> dict[str, float]
         y.append(future[:, asked])
     forecast, last, future = map(torch.stack, (forecasts, naive, y))
     mask = ~future.isnan()
+    train = splits["train"].values
+    floor = float(train[~train.isnan()].double().abs().mean()) / 100
     found = {"relative-mae": masked_mae(forecast, future, mask) / masked_mae(last, future, mask)}
     for suffix, step in {"": slice(None), **{f"-{h}": h - 1 for h in (3, 6, 12)}}.items():
         part = forecast[:, step], future[:, step], mask[:, step]
         found |= {
             f"mae{suffix}": masked_mae(*part),
             f"rmse{suffix}": masked_rmse(*part),
-            f"mape{suffix}": masked_mape(*part),
+            f"mape{suffix}": masked_mape(*part, floor=floor),
         }
     return found
 
