@@ -295,7 +295,7 @@ def test_stid_knows_the_time_of_the_last_step_of_the_window():
     ("interval", "num_steps", "num_places", "places"),
     [
         (300, 2 * 7 * 288, [288, 7], [[0, 1, 287], [0, 0, 6]]),
-        (20_000, 400, [5, 7], [[0, 0, 4], [0, 0, 6]]),  # the fifth place is a short one
+        (20_000, 400, [4, 7], [[0, 0, 3], [0, 0, 6]]),  # the last place is the longest
         (DAY, 800, [7, 52], [[0, 0, 6], None]),
         (7 * DAY, 200, [52], [None]),
     ],
