@@ -133,7 +133,7 @@ def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
             for name, tensor in state.items():
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
             context.state[_STATE] = stored = to_arrays(state)
-        learner.holds = stored
+        learner.holds = stored if keep or not exchange.mixes else None
 
 
 def experiment_of(run_config: dict[str, Scalar]) -> Experiment:

@@ -69,6 +69,12 @@ class Experiment(Table):
                 f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{self.task.name}'; "
                 "choose another strategy, or task.name = 'forecast'"
             )
+        if "fedper" in planned and self.task.name == "pretrain":
+            raise ValueError(
+                "strategy.name: 'fedper' leaves the last layers on their node, and a label-free "
+                "method has none behind its embedding; take 'fedavg', with "
+                "strategy.personal_weights for what shall stay"
+            )
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":

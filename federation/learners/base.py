@@ -1,7 +1,7 @@
 """The contract between a node's model and the federated algorithms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -156,6 +156,11 @@ class LabelledLearner(Learner):
     @abstractmethod
     def features(self) -> Forward:
         """Return one pass over the training samples in evaluation mode, without gradient."""
+
+
+def is_named(weight: str, names: Iterable[str]) -> bool:
+    """Say whether a weight of a model's state has one of the names, or lies in a module of one."""
+    return any(weight == name or weight.startswith(f"{name}.") for name in names)
 
 
 def optimizer_for(parameters: Any, train: Train) -> torch.optim.Optimizer:

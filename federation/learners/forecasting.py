@@ -14,6 +14,7 @@ from federation.learners.base import (
     Penalty,
     Predict,
     Projector,
+    is_named,
     optimizer_for,
 )
 from federation.learners.probe import fit_probe
@@ -65,9 +66,6 @@ class ForecastLearner(LabelledLearner):
         partition: Which client this is.
         projector: Put behind the representation, if the algorithm has one.
 
-    Attributes:
-        stays: What an evaluation goes back to, where it is of other weights than those that stay.
-
     Raises:
         DataError: If no error relative to the last value's can be told of a part.
     """
@@ -107,7 +105,6 @@ class ForecastLearner(LabelledLearner):
             split: self._reference(split, persistence.predict(splits[split]))
             for split in ("val", "test")
         }
-        self.stays: Mapping[str, Tensor] = {}
         self.head = nn.Linear(self.embedding_channels, self.num_classes)
         super().__init__(model)
 
@@ -194,8 +191,6 @@ class ForecastLearner(LabelledLearner):
 
     def evaluate(self, predict: Predict) -> dict[str, float]:
         val, test = (self._metrics(split, self._predict(split)) for split in ("val", "test"))
-        if self.stays:
-            self.load_weights(self.stays)
         reference = self.reference
         return {
             "num-examples": len(self.windows["test"]),
@@ -263,7 +258,8 @@ class ForecastLearner(LabelledLearner):
             train = _splits(experiment, client)["train"]
             shared = network.state_dict()
             network = _network(experiment, derive_seed(seed, "sensors", client), train)
-            kept = {n: v for n, v in shared.items() if not _is_own(f"network.{n}")}
+            own = ForecastLearner.own
+            kept = {n: v for n, v in shared.items() if not is_named(f"network.{n}", own)}
             network.load_state_dict(kept, strict=False)
         if experiment.strategy.name in PROTOTYPE_STRATEGIES:
             network.codebook.requires_grad_(False)
@@ -304,10 +300,6 @@ def _nowhere() -> SpatioTemporalSeries:
         start=np.datetime64(0, "s"),
         interval=1,
     )
-
-
-def _is_own(weight: str) -> bool:
-    return any(weight == own or weight.startswith(f"{own}.") for own in ForecastLearner.own)
 
 
 def mape_floor(train: SpatioTemporalSeries) -> float:

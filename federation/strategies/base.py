@@ -35,10 +35,12 @@ class Exchange(ABC):
 
     Attributes:
         personal: Whether the whole model, with its moments, stays on the node between rounds.
+        mixes: Whether :meth:`receive` changes what stays, which an evaluation must not.
         projector: What the algorithm puts between encoder and head; built from its width.
     """
 
     personal: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
 
     def __init__(self, experiment: Experiment, learner: Learner):
         self.experiment = experiment

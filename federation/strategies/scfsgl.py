@@ -74,22 +74,26 @@ class SCFSGLExchange(Exchange):
     best match; ``weights`` likewise.
     """
 
+    mixes = True
     learner: ForecastLearner
 
     def receive(self, content: RecordDict) -> None:
-        learner = self.learner
-        own = {name: value.clone() for name, value in learner.model.state_dict().items()}
-        codebook = to_tensors(content.array_records["codebook"])["prototypes"]
-        mean = to_tensors(content.array_records["weights"])
+        model, mean = self.learner.model, to_tensors(content.array_records["weights"])
+        weights = {**model.state_dict(), **to_tensors(content.array_records["codebook"])}
+        weights[_CODEBOOK] = weights.pop("prototypes")
+        self.learner.load_weights(weights)
+        own = {name: weights[name].clone() for name in mean}
 
-        def take(share: float) -> float:
-            """Take a share of the mean; return the error on validation windows."""
+        def take(share: float) -> None:
             mixed = {name: torch.lerp(own[name], value, share) for name, value in mean.items()}
-            learner.load_weights({**own, **mixed, _CODEBOOK: codebook})
-            return learner.val_error()
+            self.learner.load_weights({**weights, **mixed})
 
-        take(min(SHARES, key=take) if mean else 0.0)
-        learner.stays = own  # taken for good by training alone
+        def error(share: float) -> float:
+            take(share)
+            return self.learner.val_error()
+
+        if mean:
+            take(min(SHARES, key=error))
 
     def reply(self) -> RecordDict:
         model = self.learner.model
@@ -100,16 +104,21 @@ class SCFSGLExchange(Exchange):
 
 
 class SCFSGLStrategy(MessageStrategy):
-    """Server half: clusters the codebooks and averages the encoders."""
+    """Server half: clusters the codebooks and averages the other weights."""
 
     def __init__(self, experiment: Experiment, facts: Facts):
         super().__init__(facts)
         self.experiment = experiment
-        self.prototypes, self.weights = _first(experiment)
+        self._hold(*_first(experiment))
+
+    def _hold(self, prototypes: Tensor, weights: dict[str, Tensor]) -> None:
+        """Take over what goes down to every client, packed once."""
+        self.prototypes, self.weights = prototypes, weights
+        codebook = {"prototypes": prototypes}
+        self._content = {"codebook": to_arrays(codebook), "weights": to_arrays(weights)}
 
     def content_for(self, partition: int) -> dict[str, ArrayRecord]:
-        codebook = {"prototypes": self.prototypes}
-        return {"codebook": to_arrays(codebook), "weights": to_arrays(self.weights)}
+        return self._content
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -121,24 +130,23 @@ class SCFSGLStrategy(MessageStrategy):
         rows = torch.stack([codebook["prototypes"] for codebook in codebooks])
         support = torch.stack([codebook["support"] for codebook in codebooks])
         if self.experiment.strategy.scfsgl.fuse == "mean":
-            self.prototypes = rows.double().mean(0).to(rows.dtype)
+            prototypes = rows.double().mean(0).to(rows.dtype)
         else:
-            self.prototypes = cluster_prototypes(
-                self.prototypes, rows.flatten(0, 1), support.flatten()
-            )
+            prototypes = cluster_prototypes(self.prototypes, rows.flatten(0, 1), support.flatten())
         weights = [to_tensors(content.array_records["weights"]) for content in contents]
-        self.weights = {
+        mean = {
             name: torch.stack([client[name] for client in weights]).double().mean(0).float()
             for name in self.weights
         }
+        self._hold(prototypes, mean)
         return ArrayRecord(), None
 
     def state(self) -> RecordDict:
-        return RecordDict(dict(self.content_for(0)))
+        return RecordDict(dict(self._content))
 
     def load_state(self, state: RecordDict) -> None:
-        self.prototypes = to_tensors(state.array_records["codebook"])["prototypes"]
-        self.weights = to_tensors(state.array_records["weights"])
+        codebook, weights = (to_tensors(state.array_records[n]) for n in ("codebook", "weights"))
+        self._hold(codebook["prototypes"], weights)
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners import LEARNERS, Forward
+from federation.learners.base import is_named
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
 from graphcl.errors import ConfigError, ReplyError
@@ -74,9 +75,7 @@ def personal_names(experiment: Experiment) -> list[str]:
 
 def is_personal(weight: str, experiment: Experiment) -> bool:
     """Say whether a weight, by its name in the model's state, stays on its node."""
-    return any(
-        weight == name or weight.startswith(f"{name}.") for name in personal_names(experiment)
-    )
+    return is_named(weight, personal_names(experiment))
 
 
 def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
@@ -95,7 +94,7 @@ def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]
         return model.state_dict()
     names = list(model.state_dict())
     for personal in experiment.strategy.personal_names:
-        if not any(name == personal or name.startswith(f"{personal}.") for name in names):
+        if not any(is_named(name, [personal]) for name in names):
             modules = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
             raise ConfigError(
                 f"strategy.personal_weights: '{personal}' names no weight of the model; it has "

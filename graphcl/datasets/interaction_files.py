@@ -48,10 +48,7 @@ refused.  A user with one event is legal: it can train a model but not test it, 
 user, item and time are refused unless :func:`load_interactions` is told what to do with them.
 """
 
-import csv
-import gzip
 import sys
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -64,6 +61,7 @@ import torch
 from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
 from graphcl.datasets.interactions import Interactions
 from graphcl.datasets.sources import locate
+from graphcl.datasets.tables import check_there, open_table, own_names
 from graphcl.errors import DataError
 
 Duplicates = Literal["refuse", "drop", "keep"]
@@ -75,7 +73,6 @@ _KEYS = (
 _PER_ITEM = ("item_name", "category", "text", "title")
 _LARGEST_PER_ROW = 10
 _SCALARS = ("num_users", "num_items", "name")
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 
 
 def load_interactions(
@@ -180,26 +177,6 @@ def _without_duplicates(
     return interactions.select(kept)
 
 
-def _own_names(names: Mapping[str, str], known: Sequence[str], name: str) -> dict[str, str]:
-    """Return what the file calls each known key."""
-    unknown = [key for key in names if key not in known]
-    if unknown:
-        raise DataError(
-            f"{name}: names holds {', '.join(map(repr, unknown))}; what a file may call otherwise "
-            f"is {', '.join(known)}"
-        )
-    return {key: names.get(key, key) for key in known}
-
-
-def _check_there(wanted: Iterable[str], there: Sequence[str], name: str) -> None:
-    missing = [key for key in wanted if key not in there]
-    if missing:
-        raise DataError(
-            f"{name}: missing {', '.join(missing)}; the file has {', '.join(there) or 'nothing'}: "
-            "add what is missing, or say in names what the file calls it"
-        )
-
-
 # The tables.
 
 
@@ -260,7 +237,7 @@ def _load_tables(
 ) -> tuple[Interactions, Callable[[int], str]]:
     """Return the interactions in the order of their table, and where in it a row is."""
     features = ("category", "title")
-    own = _own_names(names, ("user", "item", "time", "session", *features), str(place))
+    own = own_names(names, ("user", "item", "time", "session", *features), str(place), "names")
     if catalogue is None and (separator is not None or not names.keys().isdisjoint(features)):
         raise DataError(f"{place}: category and title are columns of the table of items: give it")
     table = _read_table(place, own, ("user", "item", "time"), ("session",), names)
@@ -320,24 +297,18 @@ def _read_table(
     names: Mapping[str, str],
 ) -> _Table:
     """Read some columns as text, by our names; an optional one that names holds must be there."""
-    try:
-        with (gzip.open if place.suffix == ".gz" else open)(
-            place, "rt", encoding="utf-8-sig", newline=""
-        ) as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            wanted = [*required, *(key for key in optional if key in names)]
-            _check_there([own[key] for key in wanted], header, str(place))
-            keys = [key for key in (*required, *optional) if own[key] in header]
-            return _read_rows(reader, header, place, {key: own[key] for key in keys})
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such file") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{place}: not a readable CSV table in UTF-8 ({error})") from error
+    with open_table(place) as (header, rows):
+        wanted = [*required, *(key for key in optional if key in names)]
+        check_there([own[key] for key in wanted], header, str(place), "names")
+        keys = [key for key in (*required, *optional) if own[key] in header]
+        return _read_rows(rows, header, place, {key: own[key] for key in keys})
 
 
 def _read_rows(
-    reader: Any, header: Sequence[str], place: Path, columns: Mapping[str, str]
+    rows: Iterable[tuple[int, list[str]]],
+    header: Sequence[str],
+    place: Path,
+    columns: Mapping[str, str],
 ) -> _Table:
     repeated = [name for name in columns.values() if header.count(name) > 1]
     if repeated:
@@ -345,15 +316,8 @@ def _read_rows(
     lines = array("q")
     cells: dict[str, list[str]] = {key: [] for key in columns}
     places = [(header.index(columns[key]), column) for key, column in cells.items()]
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise DataError(
-                f"{place}: line {reader.line_num} has {len(row)} cells, must have the "
-                f"{len(header)} of the header"
-            )
-        lines.append(reader.line_num)
+    for line, row in rows:
+        lines.append(line)
         for i, column in places:
             column.append(sys.intern(row[i]))  # the same few names, once per interaction
     if not lines:
@@ -390,12 +354,12 @@ def _load_archive(
 
 def _read_archive(place: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return what the archive holds, by our keys, of as many axes as documented."""
-    own = _own_names(names, _KEYS, str(place))
+    own = own_names(names, _KEYS, str(place), "names")
     found, files = read_arrays(place, own.values())
     arrays = {key: found[name] for key, name in own.items() if name in found}
     sequences = "items" in arrays or "indptr" in arrays
     wanted = ("items", "indptr") if sequences else ("user", "item")
-    _check_there([own[key] for key in dict.fromkeys((*wanted, *names))], files, str(place))
+    check_there([own[key] for key in dict.fromkeys((*wanted, *names))], files, str(place), "names")
     both = [own[key] for key in ("user", "item") if sequences and key in arrays]
     if both:
         raise DataError(

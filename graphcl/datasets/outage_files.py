@@ -41,10 +41,8 @@ merged.  Other keys of the archive are ignored.
 """
 
 import csv
-import gzip
 import math
 import sys
-import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +55,7 @@ import torch
 from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
 from graphcl.datasets.outage_events import OutageEvents
 from graphcl.datasets.sources import locate
+from graphcl.datasets.tables import check_there, open_table, own_names
 from graphcl.datasets.validation import split_unit
 from graphcl.errors import DataError
 
@@ -71,7 +70,6 @@ _COLUMNS = (
 )
 _STATIC = "static:"
 _LARGEST = float(np.finfo(np.float32).max)
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 
 
 def load_outage_events(
@@ -156,7 +154,7 @@ def load_storm(
             ``like``; the message names the file and what differs.
     """
     place = locate(path, root)
-    key = _own_names(columns or {}, ("location",), str(place))["location"]
+    key = own_names(columns or {}, ("location",), str(place), "columns")["location"]
     table = _read_table(place, [key], others=True)
     found = _with_units(list(table.numbers), units or {}, str(place))
     order = _match_features(found, like.weather_names, str(place))
@@ -274,35 +272,15 @@ def _borders(values: np.ndarray, field: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pairs[np.sort(first)].T))
 
 
-def _own_names(columns: Mapping[str, str], known: Sequence[str], name: str) -> dict[str, str]:
-    """Return what the file calls each known key."""
-    unknown = [key for key in columns if key not in known]
-    if unknown:
-        raise DataError(
-            f"{name}: columns holds {', '.join(map(repr, unknown))}; what this file may call "
-            f"otherwise is {', '.join(known)}"
-        )
-    return {key: columns.get(key, key) for key in known}
-
-
-def _check_there(wanted: Iterable[str], there: Sequence[str], name: str) -> None:
-    missing = [key for key in wanted if key not in there]
-    if missing:
-        raise DataError(
-            f"{name}: missing {', '.join(missing)}; the file has {', '.join(there) or 'nothing'}: "
-            "add what is missing, or say in columns what the file calls it"
-        )
-
-
 # The archive.
 
 
 def _read_archive(place: Path, columns: Mapping[str, str]) -> dict[str, Any]:
-    own = _own_names(columns, (*_REQUIRED, *_OPTIONAL), str(place))
+    own = own_names(columns, (*_REQUIRED, *_OPTIONAL), str(place), "columns")
     found, files = read_arrays(place, own.values())
     # An optional key that columns names is one that the user knows to be there.
     wanted = [name for key, name in own.items() if key in _REQUIRED or key in columns]
-    _check_there(wanted, files, str(place))
+    check_there(wanted, files, str(place), "columns")
     return {key: found[name] for key, name in own.items() if name in found}
 
 
@@ -375,7 +353,7 @@ class _Table:
 
 
 def _read_folder(folder: Path, columns: Mapping[str, str]) -> dict[str, Any]:
-    own = _own_names(columns, _COLUMNS, str(folder))
+    own = own_names(columns, _COLUMNS, str(folder), "columns")
     location, event = own["location"], own["event"]
     arrays = _read_locations(folder, own)
 
@@ -450,23 +428,19 @@ def _read_table(
     place: Path, text: Sequence[str], numbers: Sequence[str] = (), *, others: bool = False
 ) -> _Table:
     """Read columns of text and of numbers; with ``others``, the other columns as numbers too."""
-    try:
-        with (gzip.open if place.suffix == ".gz" else open)(
-            place, "rt", encoding="utf-8-sig", newline=""
-        ) as file:
-            return _parse_table(file, place, text, numbers, others)
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such file") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{place}: not a readable CSV table in UTF-8 ({error})") from error
+    with open_table(place) as (header, rows):
+        return _parse_table(header, rows, place, text, numbers, others)
 
 
 def _parse_table(
-    file: Iterable[str], place: Path, text: Sequence[str], numbers: Sequence[str], others: bool
+    header: list[str],
+    rows: Iterable[tuple[int, list[str]]],
+    place: Path,
+    text: Sequence[str],
+    numbers: Sequence[str],
+    others: bool,
 ) -> _Table:
-    reader = csv.reader(file, strict=True)
-    header = next(reader, [])
-    _check_there([*text, *numbers], header, str(place))
+    check_there([*text, *numbers], header, str(place), "columns")
     repeated = [name for i, name in enumerate(header) if name in header[:i]]
     if repeated:
         raise DataError(f"{place}: line 1: the column {repeated[0]!r} is there twice")
@@ -476,19 +450,12 @@ def _parse_table(
     values = {name: array("d") for name in wanted}
     text_cells = [(header.index(name), column) for name, column in words.items()]
     value_cells = [(header.index(name), column) for name, column in values.items()]
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise DataError(
-                f"{place}: line {reader.line_num} has {len(row)} cells, must have the "
-                f"{len(header)} of the header"
-            )
-        lines.append(reader.line_num)
+    for line, row in rows:
+        lines.append(line)
         for i, column in text_cells:
             column.append(sys.intern(row[i]))  # the same few names, once per event or location
         for i, floats in value_cells:
-            floats.append(_number(row[i], place, reader.line_num, header[i]))
+            floats.append(_number(row[i], place, line, header[i]))
     return _Table(place, lines, words, {name: np.array(v) for name, v in values.items()})
 
 

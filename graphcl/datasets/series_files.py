@@ -41,6 +41,7 @@ from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_array
 from graphcl.datasets.series import DAY, SpatioTemporalSeries
 from graphcl.datasets.series_descriptions import SeriesDescription, read_description
 from graphcl.datasets.sources import locate
+from graphcl.datasets.tables import own_names
 from graphcl.errors import DataError
 
 _KEYS = (
@@ -163,13 +164,7 @@ def save_series(series: SpatioTemporalSeries, path: str | Path) -> None:
 def _read(place: Path, said: SeriesDescription) -> dict[str, np.ndarray]:
     """Return what the file holds and what was said in its place, by the module's keys."""
     names = said.names
-    unknown = [key for key in names if key not in _KEYS]
-    if unknown:
-        raise DataError(
-            f"{place}: names holds {', '.join(map(repr, unknown))}; what a file may call otherwise "
-            f"is {', '.join(_KEYS)}"
-        )
-    own = {key: names.get(key, key) for key in _KEYS}
+    own = own_names(names, _KEYS, str(place), "names")
     found, files = read_arrays(place, own.values())
     arrays = {key: found[name] for key, name in own.items() if name in found}
     for key in ("name", "channel_names", "start", "interval"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from graphcl.datasets import SpatioTemporalSeries
 from graphcl.spatiotemporal.forecaster import Forecaster
+from graphcl.spatiotemporal.profile import Profile
 from graphcl.spatiotemporal.samples import Sample, in_order, last_observed
 
 _RIDGE = 1e-3  # of the mean over features of their sums of squares
@@ -34,25 +35,17 @@ class HistoricalAverage(Forecaster):
     value in training.  The window is not read.
     """
 
-    mean: Tensor
-
     def build(self) -> None:
-        shape = (self.calendar.num_slots, len(self.node), len(self.channel_names))
-        self.register_buffer("mean", torch.zeros(shape))
+        self.profile = Profile(self.calendar, len(self.node), len(self.channel_names))
 
     def forward(self, sample: Sample) -> Tensor:
-        slots = self.calendar.slot(sample.time[:, -self.config.horizon :])
-        return self.mean[slots]
+        time = sample.time[:, -self.config.horizon :]
+        nothing = sample.x.new_empty(0)  # no step is left out, so that no observation is read
+        return self.profile(self.calendar.slot(time), time, nothing, nothing.bool())
 
     def fit(self, train: SpatioTemporalSeries, val: SpatioTemporalSeries) -> Self:
         self.prepare(train, val)
-        values = self.scaler(train.values).double()
-        slots = self.calendar.slot(train.seconds(torch.arange(train.num_steps)))
-        shape = (self.calendar.num_slots, *values.shape[1:])
-        total = values.new_zeros(shape).index_add_(0, slots, values)
-        count = values.new_zeros(shape).index_add_(0, slots, train.mask.double())
-        overall = total.sum(0) / count.sum(0).clamp(min=1)
-        self.mean.copy_(torch.where(count > 0, total / count.clamp(min=1), overall))
+        self.profile.fit(train, self.scaler, self.calendar)
         return self
 
 

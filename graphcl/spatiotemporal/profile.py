@@ -10,7 +10,7 @@ from graphcl.spatiotemporal.calendar import Calendar
 
 
 class Profile(nn.Module):
-    """Means of the training values at each place in the longest cycle that training saw twice.
+    """Means of the training values at each place in the cycle of :meth:`Calendar.slot`.
 
     A training step is left out of its own mean, be it that of the place or of the node, so that
     what a network learns to make of a profile holds for steps that no mean has seen.

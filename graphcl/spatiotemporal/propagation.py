@@ -9,7 +9,7 @@ from graphcl.datasets import SpatioTemporalSeries
 from graphcl.errors import GraphCLError
 from graphcl.spectral.sparse import building_csr
 
-DENSE_BELOW = 100  # nodes; measured by tests/benchmarks/bench_forecast_scale.py
+DENSE_BELOW = 100  # nodes, where an epoch costs the same: bench_forecast_scale.py
 Storage = Literal["auto", "dense", "sparse"]
 
 

@@ -172,9 +172,9 @@ class SCFSGL(GraphForecaster):
         D = config.hidden_channels
         self.profile = Profile(self.calendar, N, C)
         self.encoder = Encoder(N, C, config)
-        # The encoder as it was before the round, which conditions the masks.
-        self.previous = deepcopy(self.encoder).requires_grad_(False)
         if config.separation == "conditional":
+            # The encoder as it was before the round, which conditions the masks.
+            self.previous = deepcopy(self.encoder).requires_grad_(False)
             self.separation = nn.ModuleDict({side: ConditionalSeparation(D) for side in SIDES})
         if config.num_prototypes:
             self.codebook = CausalCodebook(config.num_prototypes, D, config.temperature)
@@ -191,8 +191,12 @@ class SCFSGL(GraphForecaster):
         return self
 
     def begin_round(self) -> None:
-        """Keep the encoder of the round before: it conditions this round's masks."""
-        self.previous.load_state_dict(self.encoder.state_dict())
+        """Keep the encoder of the round before: it conditions this round's masks.
+
+        In a federation that is the encoder after what the client received was mixed in (ours).
+        """
+        if self.config.separation == "conditional":
+            self.previous.load_state_dict(self.encoder.state_dict())
 
     def represent(self, sample: Sample) -> Represented:
         """Encode, separate, match with the codebook and fuse."""

@@ -6,8 +6,8 @@ a square, each joined to its four nearest.  Second table (``--clients``): a fede
 clients of 20 sensors under SC-FSGL, in one process, one round after the first.  Every case runs in
 a fresh process on one thread.
 
-    python tests/benchmarks/bench_forecast_scale.py [--plot FILE.png] [--nodes 200,500]
-    python tests/benchmarks/bench_forecast_scale.py --clients [--plot FILE.png]
+    python tests/benchmarks/bench_forecast_scale.py [--plot FILE.png] [--sizes 200,500]
+    python tests/benchmarks/bench_forecast_scale.py --clients [--plot FILE.png] [--sizes 5,20]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measuring import in_fresh_process, peak, slope
+from measuring import in_fresh_process, numbers, peak, slope
 from scipy.spatial import cKDTree
 
 from federation.experiment import Experiment
@@ -134,7 +134,7 @@ def by_nodes(nodes: list[int], plot: Path | None) -> None:
     found: dict[str, dict[int, Figures]] = {storage: {} for storage in STORAGES}
     for size in nodes:
         for storage in STORAGES:
-            figures = Figures(*in_fresh_process(__file__, size, storage))
+            figures = Figures(*numbers(in_fresh_process(__file__, size, storage)))
             found[storage][size] = figures
             print(
                 f"{size:>7,}{storage:>9}{1000 * figures.diffusion:>14.1f}{figures.epoch:>9.2f}"
@@ -162,7 +162,7 @@ def by_clients(clients: list[int], plot: Path | None) -> None:
     print(f"{'clients':>8}{'round s':>9}{'peak MiB':>10}{'kB up per client':>18}")
     found = []
     for number in clients:
-        found.append(Round(*in_fresh_process(__file__, number)))
+        found.append(Round(*numbers(in_fresh_process(__file__, number))))
         seconds, held, sent = found[-1]
         print(f"{number:>8}{seconds:>9.2f}{held:>10.0f}{sent / 1000:>18.1f}", flush=True)
     print(f"round ~ clients^{slope(clients, [f.seconds for f in found]):.2f}")
@@ -193,7 +193,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", action="store_true", help="the table of a federation")
-    parser.add_argument("--nodes", default=",".join(map(str, NODES)), help="sizes of the first")
+    parser.add_argument("--sizes", help="sensors, or clients, instead of those of the table")
     parser.add_argument("--plot", type=Path, help="a PNG to draw the curves into")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     told = parser.parse_args()
@@ -201,10 +201,12 @@ def main() -> None:
     if told.case:
         size, *storage = told.case
         print(*(measure(int(size), *storage) if storage else federate(int(size))))
-    elif told.clients:
-        by_clients(list(CLIENTS), told.plot)
+        return
+    sizes = [int(size) for size in told.sizes.split(",")] if told.sizes else None
+    if told.clients:
+        by_clients(sizes or list(CLIENTS), told.plot)
     else:
-        by_nodes([int(size) for size in told.nodes.split(",")], told.plot)
+        by_nodes(sizes or list(NODES), told.plot)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measuring import in_fresh_process, peak, slope
+from measuring import in_fresh_process, numbers, peak, slope
 
 from graphcl.datasets import simulate_storms
 from graphcl.outages import SAHGNN, SAHGNNConfig
@@ -53,7 +53,7 @@ def measure(case: Case) -> Figures:
 
 def shown(case: Case) -> Figures:
     """Return a case's figures, printed as a row of the table."""
-    figures = Figures(*in_fresh_process(__file__, *case))
+    figures = Figures(*numbers(in_fresh_process(__file__, *case)))
     print(
         f"{case.locations:>9,}{case.events:>8}{figures.epoch:>10.2f}{figures.forecast:>12.2f}"
         f"{figures.peak:>10.0f}",

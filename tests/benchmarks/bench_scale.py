@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measuring import in_fresh_process, peak, slope
+from measuring import in_fresh_process, numbers, peak, slope
 
 from graphcl.datasets import contextual_sbm
 from graphcl.nodes import ASPECT, ASPECTConfig
@@ -70,7 +70,7 @@ def measure(case: Case) -> Figures:
 
 def shown(case: Case) -> Figures:
     """Return a case's figures, printed as a row of the table."""
-    figures = Figures(*in_fresh_process(__file__, *case))
+    figures = Figures(*numbers(in_fresh_process(__file__, *case)))
     print(
         f"{case.nodes:>9,}{case.degree:>8}{case.batch or 'whole':>8}{figures.kept:>6.2f}"
         f"{figures.epoch:>10.2f}{figures.fit:>9.0f}{figures.embed_seconds:>10.2f}"

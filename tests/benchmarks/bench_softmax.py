@@ -1,20 +1,17 @@
 """Cross-entropy over a catalogue, forward and backward: every logit at once against blocks.
 
-Run ``python tests/benchmarks/bench_softmax.py``, or with sizes of the catalogue behind it. Every
-case has a process of its own, because the peak of a process's memory never goes down again. Dense
-is left out where it would exceed 8 GiB.
+Run ``python tests/benchmarks/bench_softmax.py``, or with sizes of the catalogue behind it. Dense is
+left out where it would exceed 8 GiB.
 """
 
 import json
 import math
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from measuring import Cost, compare, cost
 from torch import Tensor
 
 from graphcl.recommend import catalogue_cross_entropy, sampled_cross_entropy
@@ -46,67 +43,35 @@ CASES = {method: by(method) for method in ("dense", "torch", "tiles", "auto")} |
 }
 
 
-def peak_mib() -> float:
-    # Linux counts in KiB, macOS in bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def measure(case: str, num_items: int) -> dict[str, float]:
-    """Run one case in this process: fastest seconds, extra MiB at the peak, loss and gradient."""
-    torch.set_num_threads(1)
+def measure(case: str, num_items: int) -> Cost:
+    """Run one case in this process."""
     torch.manual_seed(0)
     hidden, items = torch.randn(POSITIONS, WIDTH), 0.1 * torch.randn(num_items, WIDTH)
-    hidden.requires_grad_()
-    items.requires_grad_()
     target = torch.randint(1, num_items, (POSITIONS,))
-    # The libraries' own buffers belong to the baseline; large enough for auto to choose blocks.
-    CASES[case](hidden[:512], items[:1024], target[:512] % 1024).backward()
-    hidden.grad = items.grad = None
-    baseline = peak_mib()
-    seconds = []
-    for _ in range(REPEATS):
-        hidden.grad = items.grad = None
-        start = time.perf_counter()
-        loss = CASES[case](hidden, items, target)
-        loss.backward()
-        seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": min(seconds),
-        "mib": peak_mib() - baseline,
-        "loss": loss.item(),
-        "gradient": items.grad.norm().item(),
-    }
+    leaves = [items.requires_grad_(), hidden.requires_grad_()]
+    loss = CASES[case]
+    return cost(
+        lambda: loss(hidden, items, target),
+        # Large enough for auto to choose blocks.
+        lambda: loss(hidden[:512], items[:1024], target[:512] % 1024),
+        leaves,
+        REPEATS,
+    )
 
 
 def main(catalogues: list[int]) -> None:
     print(
         f"M={POSITIONS}, D={WIDTH}, one thread, fastest of {REPEATS}, ratios to the first of its V"
     )
-    print(
-        f"{'V':>9} {'case':<8} {'s':>8} {'ratio':>6} {'MiB':>8} {'ratio':>6} {'loss':>10} gradient"
-    )
-    for num_items in catalogues:
-        reference: dict[str, float] = {}
-        for case in CASES:
-            if case == "dense" and DENSE_BYTES * POSITIONS * num_items > LIMIT:
-                print(f"{num_items:>9} dense    left out: it would exceed {LIMIT >> 30} GiB")
-                continue
-            command = [sys.executable, __file__, case, str(num_items)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            result = json.loads(output)
-            reference = reference or result
-            print(
-                f"{num_items:>9} {case:<8} {result['seconds']:>8.2f} "
-                f"{result['seconds'] / reference['seconds']:>6.2f} {result['mib']:>8.0f} "
-                f"{result['mib'] / reference['mib']:>6.3f} {result['loss']:>10.6f} "
-                f"{result['gradient']:.6e}",
-                flush=True,
-            )
+    dense = {size for size in catalogues if DENSE_BYTES * POSITIONS * size <= LIMIT}
+    for size in sorted(set(catalogues) - dense):
+        print(f"dense is left out for {size} items: it would exceed {LIMIT >> 30} GiB")
+    sizes = [(case, size) for size in catalogues for case in CASES]
+    compare(__file__, "V", [(c, size) for c, size in sizes if c != "dense" or size in dense])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in CASES:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
     else:
         main([int(size) for size in sys.argv[1:]] or list(CATALOGUES))

@@ -14,6 +14,7 @@ from torch_geometric.utils import to_undirected
 from federation import client_app
 from federation.experiment import Experiment
 from federation.learners import NodeLearner
+from federation.run_directory import RunDirectory
 from graphcl.datasets.node_graph import save_npz
 from simulations.carriers.local import LocalGrid
 
@@ -44,6 +45,27 @@ def tiny():
         return Experiment.from_flat(TINY | fixed | keys)
 
     return build
+
+
+FORECAST = {
+    "task.name": "forecast",
+    "data.source": "confounded",
+    "data.series.nodes": 5,
+    "data.series.steps": 300,
+    "partition.scheme": "natural",
+    "model.embedding_channels": 8,
+    "model.dropout": 0.1,
+    "forecast.num_prototypes": 4,
+    "forecast.epoch_windows": 64,
+}
+
+
+@pytest.fixture
+def forecasts(tiny):
+    """Build a tiny experiment on series, as ``tiny`` does."""
+    return lambda strategy="fedavg", directory="", **keys: tiny(
+        strategy, directory, **{**FORECAST, **keys}
+    )
 
 
 class StagedGrid(LocalGrid):
@@ -119,6 +141,32 @@ def new_process():
     forget()
     yield forget
     forget()
+
+
+@pytest.fixture
+def killed_and_resumed(new_process):
+    """Run an experiment that is killed before the checkpoint of a round, and resume it.
+
+    ``killed_and_resumed(experiment, 3)``; the processes that it runs in are not the caller's.
+    """
+
+    def run(experiment: Experiment, server_round: int) -> None:
+        original = RunDirectory.checkpoint
+
+        def checkpoint(directory, now, *state):
+            if now == server_round:
+                raise KeyboardInterrupt
+            original(directory, now, *state)
+
+        new_process()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunDirectory, "checkpoint", checkpoint)
+            with pytest.raises(KeyboardInterrupt):
+                LocalGrid(experiment).serve()
+        new_process()
+        LocalGrid(experiment).serve()
+
+    return run
 
 
 @pytest.fixture

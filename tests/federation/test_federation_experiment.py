@@ -207,6 +207,12 @@ OUTAGES = {
 NEWCOMER = {"data.outages.newcomer": "west", "data.outages.newcomer_events": "one"}
 
 
+def test_fedper_needs_last_layers_to_leave_at_home():
+    for keys in ({"strategy.name": "fedper"}, {"run.compare": "local, fedper"}):
+        with pytest.raises(ConfigError, match="'fedper' leaves the last layers on their node, and"):
+            Experiment.from_flat({"task.name": "pretrain", **keys})
+
+
 @pytest.mark.parametrize(
     ("keys", "start"),
     [

@@ -11,7 +11,6 @@ from federation.experiment import Experiment
 from federation.learners import ForecastLearner
 from federation.learners.sites import sites
 from federation.records import to_tensors
-from federation.run_directory import RunDirectory
 from federation.scores import SCORES
 from federation.strategies.weights import shared_weights
 from graphcl.datasets import SpatioTemporalSeries, confounded_series, save_series
@@ -21,27 +20,8 @@ from graphcl.spatiotemporal import Sample
 from simulations.carriers.local import LocalGrid
 
 FEDERATED = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl")
-FORECAST = {
-    "task.name": "forecast",
-    "data.source": "confounded",
-    "data.series.nodes": 5,
-    "data.series.steps": 300,
-    "partition.scheme": "natural",
-    "model.embedding_channels": 8,
-    "model.dropout": 0.1,
-    "forecast.num_prototypes": 4,
-    "forecast.epoch_windows": 64,
-}
 CUT = {"partition.scheme": "louvain", "partition.clients": 2, "partition.min_nodes": 2}
 SIZES = {5, 7, 11}  # of the unlike series, of no layer
-
-
-@pytest.fixture
-def forecasts(tiny):
-    """Build a tiny experiment on series, as ``tiny`` does."""
-    return lambda strategy="fedavg", directory="", **keys: tiny(
-        strategy, directory, **{**FORECAST, **keys}
-    )
 
 
 @pytest.fixture
@@ -364,27 +344,13 @@ def test_steps_without_an_error_to_be_relative_to_are_refused_at_the_start(
 
 @pytest.mark.parametrize("strategy", ["fedper", "scfsgl"])
 def test_a_killed_run_resumes_to_the_same_digest(
-    forecasts, tmp_path, summary_of, new_process, monkeypatch, strategy
+    forecasts, tmp_path, summary_of, new_process, killed_and_resumed, strategy
 ):
     keys = {"run.rounds": 4, "partition.clients": 2}
     for folder in ("whole", "again"):
         new_process()
         LocalGrid(forecasts(strategy, tmp_path / folder, **keys)).serve()
-    new_process()
-    experiment = forecasts(strategy, tmp_path / "killed", **keys)
-    with monkeypatch.context() as patch:
-        original = RunDirectory.checkpoint
-
-        def checkpoint(run, server_round, *state):
-            if server_round == 3:
-                raise KeyboardInterrupt
-            original(run, server_round, *state)
-
-        patch.setattr(RunDirectory, "checkpoint", checkpoint)
-        with pytest.raises(KeyboardInterrupt):
-            LocalGrid(experiment).serve()
-    new_process()
-    LocalGrid(experiment).serve()
+    killed_and_resumed(forecasts(strategy, tmp_path / "killed", **keys), 3)
     digest = summary_of(tmp_path / "whole")["digest"]
     assert summary_of(tmp_path / "again")["digest"] == digest
     assert summary_of(tmp_path / "killed")["digest"] == digest

@@ -7,7 +7,6 @@ import torch
 
 from federation.learners import OutageLearner, clients_of
 from federation.records import to_tensors
-from federation.run_directory import RunDirectory
 from federation.scores import SCORES
 from federation.strategies.feddbp import FedDBPExchange
 from graphcl.datasets import OutageEvents, save_outage_events, simulate_storms
@@ -479,23 +478,9 @@ PERSONAL = {"strategy.personal_weights": "network.weather_scale"}
     ],
 )
 def test_a_killed_run_resumes_to_the_same_digest(
-    outages, tmp_path, summary_of, new_process, monkeypatch, strategy, keys
+    outages, tmp_path, summary_of, killed_and_resumed, strategy, keys
 ):
     keys = {**keys, "run.rounds": 3, "strategy.fraction": 0.7}
     LocalGrid(outages(strategy, tmp_path / "whole", **keys)).serve()
-    new_process()
-    experiment = outages(strategy, tmp_path / "killed", **keys)
-    with monkeypatch.context() as patch:
-        original = RunDirectory.checkpoint
-
-        def checkpoint(run, server_round, *state):
-            if server_round == 2:
-                raise KeyboardInterrupt
-            original(run, server_round, *state)
-
-        patch.setattr(RunDirectory, "checkpoint", checkpoint)
-        with pytest.raises(KeyboardInterrupt):
-            LocalGrid(experiment).serve()
-    new_process()
-    LocalGrid(experiment).serve()
+    killed_and_resumed(outages(strategy, tmp_path / "killed", **keys), 2)
     assert summary_of(tmp_path / "killed")["digest"] == summary_of(tmp_path / "whole")["digest"]

@@ -9,7 +9,6 @@ from federation.learners import NodeLearner, PretrainingLearner
 from federation.learners.graphs import client_graphs, graph_of
 from federation.learners.pretraining import fit_probe
 from federation.records import to_tensors
-from federation.run_directory import RunDirectory
 from graphcl.errors import ConfigError
 from graphcl.nodes import linear_probe
 from graphcl.training import seed_everything
@@ -137,25 +136,11 @@ def test_personal_weights_must_name_some_and_leave_some(tiny, tmp_path, names, m
 @pytest.mark.parametrize("keys", [PRETRAIN, GATE], ids=["shared", "own-gate"])
 @pytest.mark.parametrize("strategy", ["fedavg", "local", "feddbp", "pooled"])
 def test_killed_pretraining_resumes_to_the_same_digest(
-    tiny, tmp_path, summary_of, new_process, monkeypatch, strategy, keys
+    tiny, tmp_path, summary_of, killed_and_resumed, strategy, keys
 ):
     keys = {**keys, "run.rounds": 4, "strategy.fraction": 0.7}
     LocalGrid(tiny(strategy, tmp_path / "whole", **keys)).serve()
-    new_process()
-    experiment = tiny(strategy, tmp_path / "killed", **keys)
-    with monkeypatch.context() as patch:
-        original = RunDirectory.checkpoint
-
-        def checkpoint(run, server_round, *state):
-            if server_round == 3:
-                raise KeyboardInterrupt
-            original(run, server_round, *state)
-
-        patch.setattr(RunDirectory, "checkpoint", checkpoint)
-        with pytest.raises(KeyboardInterrupt):
-            LocalGrid(experiment).serve()
-    new_process()
-    LocalGrid(experiment).serve()
+    killed_and_resumed(tiny(strategy, tmp_path / "killed", **keys), 3)
     assert summary_of(tmp_path / "killed")["digest"] == summary_of(tmp_path / "whole")["digest"]
 
 

@@ -8,6 +8,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
+from federation import client_app
 from federation.learners import ForecastLearner
 from federation.records import to_arrays, to_tensors
 from federation.run_directory import RunDirectory
@@ -18,23 +19,6 @@ from simulations.carriers.local import LocalGrid
 
 CODEBOOK = "network.codebook.prototypes"
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={}, num_classes=4)
-FORECAST = {
-    "task.name": "forecast",
-    "data.source": "confounded",
-    "data.series.nodes": 5,
-    "data.series.steps": 300,
-    "partition.scheme": "natural",
-    "model.embedding_channels": 8,
-    "model.dropout": 0.1,
-    "forecast.num_prototypes": 4,
-    "forecast.epoch_windows": 64,
-}
-
-
-@pytest.fixture
-def forecasts(tiny):
-    """Build a tiny experiment on series under SC-FSGL, as ``tiny`` does."""
-    return lambda directory="", **keys: tiny("scfsgl", directory, **{**FORECAST, **keys})
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -119,7 +103,7 @@ def reply(codebook: Tensor, support: Tensor, weights: dict[str, Tensor]) -> Simp
 @pytest.fixture
 def replies(forecasts):
     """Return replies of three clients, of unlike support."""
-    first = others(ForecastLearner(forecasts(), 0))
+    first = others(ForecastLearner(forecasts("scfsgl"), 0))
     return [
         reply(
             normal(4, 8, seed=seed),
@@ -138,16 +122,18 @@ def aggregated(experiment, replies) -> dict[str, Tensor]:
 
 
 def test_the_order_of_replies_does_not_matter(forecasts, replies):
-    found = aggregated(forecasts(), replies)
-    assert same(aggregated(forecasts(), replies), found)
+    found = aggregated(forecasts("scfsgl"), replies)
+    assert same(aggregated(forecasts("scfsgl"), replies), found)
     for order in ([2, 0, 1], [1, 0, 2]):
-        torch.testing.assert_close(aggregated(forecasts(), [replies[i] for i in order]), found)
+        torch.testing.assert_close(
+            aggregated(forecasts("scfsgl"), [replies[i] for i in order]), found
+        )
 
 
 def test_rows_of_all_clients_are_clustered_from_the_codebook_of_the_round_before(
     forecasts, replies
 ):
-    experiment = forecasts()
+    experiment = forecasts("scfsgl")
     strategy = ALGORITHMS["scfsgl"].strategy(experiment, FACTS)
     for server_round in (1, 2):
         before = to_tensors(strategy.content_for(0)["codebook"])["prototypes"]
@@ -160,7 +146,7 @@ def test_rows_of_all_clients_are_clustered_from_the_codebook_of_the_round_before
 
 
 def test_the_papers_mean_is_that_of_the_rows_by_place(forecasts, replies):
-    found = aggregated(forecasts(**{"strategy.scfsgl.fuse": "mean"}), replies)
+    found = aggregated(forecasts("scfsgl", **{"strategy.scfsgl.fuse": "mean"}), replies)
     for name, value in found.items():
         record = "codebook" if name == "prototypes" else "weights"
         given = [to_tensors(one.content[record])[name].double() for one in replies]
@@ -168,7 +154,7 @@ def test_the_papers_mean_is_that_of_the_rows_by_place(forecasts, replies):
 
 
 def test_weights_of_the_server_survive_a_checkpoint(forecasts, replies):
-    one, other = (ALGORITHMS["scfsgl"].strategy(forecasts(), FACTS) for _ in range(2))
+    one, other = (ALGORITHMS["scfsgl"].strategy(forecasts("scfsgl"), FACTS) for _ in range(2))
     one.aggregate_train(1, replies)
     other.load_state(one.state())
     for record, arrays in one.content_for(0).items():
@@ -182,7 +168,7 @@ def test_the_papers_wire_is_the_codebook_alone(forecasts, staged, tmp_path, line
     sizes = {}
     for rows in (4, 20):
         keys = {"strategy.scfsgl.share": "codebook", "forecast.num_prototypes": rows}
-        grid = staged(forecasts(tmp_path / str(rows), **keys))
+        grid = staged(forecasts("scfsgl", tmp_path / str(rows), **keys))
         grid.serve()
         for server_round in (1, 2):
             for partition in range(3):
@@ -217,7 +203,7 @@ def test_all_clients_are_evaluated_with_the_codebook_of_the_server(
         return original(learner, predict)
 
     monkeypatch.setattr(ForecastLearner, "evaluate", evaluate)
-    grid = staged(forecasts(tmp_path, **{"run.rounds": 1}))
+    grid = staged(forecasts("scfsgl", tmp_path, **{"run.rounds": 1}))
     grid.serve()
     sent = to_tensors(grid.sent["evaluate", 1, 0].content["codebook"])["prototypes"]
     assert len(seen) == 3
@@ -235,13 +221,13 @@ def test_replies_are_taken_by_client_whenever_they_arrive(
 
     for grid in (staged, Reversed):
         new_process()
-        grid(forecasts(tmp_path / grid.__name__)).serve()
+        grid(forecasts("scfsgl", tmp_path / grid.__name__)).serve()
     digests = {summary_of(tmp_path / name)["digest"] for name in ("StagedGrid", "Reversed")}
     assert len(digests) == 1
 
 
 def test_support_counts_the_best_matches_of_both_sides(forecasts):
-    support = ForecastLearner(forecasts(), 0).support()
+    support = ForecastLearner(forecasts("scfsgl"), 0).support()
     assert support.shape == (4,)
     assert int(support.sum()) == 64 * 5 * 2  # windows, sensors, sides
 
@@ -257,7 +243,7 @@ def received(exchange: SCFSGLExchange, weights: dict[str, Tensor]) -> None:
 @pytest.fixture
 def exchange(forecasts):
     """Return the client half of a client whose weights have not moved yet."""
-    experiment = forecasts(**{"train.epochs": 4})
+    experiment = forecasts("scfsgl", **{"train.epochs": 4})
     return SCFSGLExchange(experiment, ForecastLearner(experiment, 0))
 
 
@@ -307,14 +293,15 @@ def test_a_mean_that_breaks_the_forecast_is_not_taken(exchange):
     assert same(others(exchange.learner), own)
 
 
-def test_what_an_evaluation_takes_is_given_back(exchange):
-    learner = exchange.learner
-    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    mean = trained(exchange.experiment)
-    received(exchange, mean)
-    assert not same(learner.model.state_dict(), before)
-    learner.evaluate(exchange.predict)
-    assert same(learner.model.state_dict(), before)
+def test_what_an_evaluation_takes_is_given_back(forecasts, tmp_path, new_process, monkeypatch):
+    """What a learner in memory took to be evaluated is never taken for what stays."""
+    monkeypatch.setattr(scfsgl, "SHARES", (0.25,))
+    new_process()
+    experiment = forecasts("scfsgl", tmp_path, **{"partition.clients": 2})
+    LocalGrid(experiment).serve()  # ends with an evaluation
+    for partition in range(2):
+        learner = client_app._build(experiment, partition).learner
+        assert learner.holds is None
 
 
 def test_training_goes_on_from_what_was_taken(exchange):
@@ -328,7 +315,7 @@ def test_training_goes_on_from_what_was_taken(exchange):
 
 
 def test_evaluation_leaves_the_stored_state(forecasts, staged, tmp_path):
-    grid = staged(forecasts(tmp_path))
+    grid = staged(forecasts("scfsgl", tmp_path))
     grid.serve()
     for server_round in (1, 2):
         for partition in range(3):
@@ -342,8 +329,8 @@ def test_a_run_in_one_process_is_a_run_that_was_resumed(
     """A learner that stays in memory must not keep what an evaluation mixed."""
     monkeypatch.setattr(scfsgl, "SHARES", (0.25,))
     keys = {"run.rounds": 3, "partition.clients": 2}
-    LocalGrid(forecasts(tmp_path / "whole", **keys)).serve()
-    experiment = forecasts(tmp_path / "resumed", **keys)
+    LocalGrid(forecasts("scfsgl", tmp_path / "whole", **keys)).serve()
+    experiment = forecasts("scfsgl", tmp_path / "resumed", **keys)
     original = RunDirectory.checkpoint
 
     def checkpoint(run, server_round, *state):
@@ -399,7 +386,7 @@ OUT = "network.out.bias"
     ],
 )
 def test_malformed_replies_are_refused(forecasts, replies, change, message):
-    content, experiment = replies[1].content, forecasts()
+    content, experiment = replies[1].content, forecasts("scfsgl")
     check = ALGORITHMS["scfsgl"].check_reply
     check(content, ArrayRecord(), experiment, FACTS)
     change(content)
@@ -408,7 +395,7 @@ def test_malformed_replies_are_refused(forecasts, replies, change, message):
 
 
 def test_weights_are_refused_where_the_codebook_alone_is_shared(forecasts, replies):
-    experiment = forecasts(**{"strategy.scfsgl.share": "codebook"})
+    experiment = forecasts("scfsgl", **{"strategy.scfsgl.share": "codebook"})
     with pytest.raises(ReplyError, match=r"expected the weights \[\], got \['network"):
         ALGORITHMS["scfsgl"].check_reply(replies[0].content, ArrayRecord(), experiment, FACTS)
 
@@ -417,9 +404,9 @@ def test_a_refused_reply_never_enters_the_aggregate(
     forecasts, staged, tmp_path, lines_of, new_process
 ):
     key = ("train", 1, 1)
-    broken = staged(forecasts(tmp_path / "broken"))
+    broken = staged(forecasts("scfsgl", tmp_path / "broken"))
     broken.tamper[key] = tampered("prototypes", torch.full((4, 8), math.nan))
-    lost = staged(forecasts(tmp_path / "lost"))
+    lost = staged(forecasts("scfsgl", tmp_path / "lost"))
     lost.lost.add(key)
     for grid in (broken, lost):
         new_process()
@@ -433,7 +420,7 @@ def test_a_refused_reply_never_enters_the_aggregate(
 
 
 def test_a_round_without_a_good_reply_leaves_the_server_as_it_was(forecasts, staged, tmp_path):
-    grid = staged(forecasts(tmp_path, **{"run.min_success": 0.0}))
+    grid = staged(forecasts("scfsgl", tmp_path, **{"run.min_success": 0.0}))
     for partition in range(3):
         grid.tamper["train", 1, partition] = lambda content: content.pop("weights")
     grid.serve()

@@ -341,7 +341,7 @@ FOLDER_RULES = {
     "unknown key": (
         {},
         {"columns": {"latlon": "position"}},
-        "columns holds 'latlon'; what this file may call otherwise is location, latitude",
+        "columns holds 'latlon'; what a file may call otherwise is location, latitude",
     ),
 }
 

@@ -103,6 +103,22 @@ def test_a_slot_is_the_hour_of_the_week_from_monday() -> None:
     assert int(calendar.slot(torch.tensor(int(time.timestamp())))) == 3 * 24 + 15
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "interval", "cycle"),
+    [
+        (800 * 24, HOUR, WEEK),  # two years: each hour of the year but twice
+        (800, DAY, YEAR),  # a year of days is short enough
+        (2 * 10_080, 60, DAY),  # a week of minutes is not
+        (4 * 2880, 30, DAY),  # nor a day of half minutes, but there is no shorter cycle
+    ],
+)
+def test_a_slot_is_one_that_training_saw_often(num_steps, interval, cycle) -> None:
+    calendar = calendar_of(num_steps, interval)
+    assert calendar.num_slots == cycle // interval
+    seconds = torch.arange(0, cycle, interval)
+    assert torch.equal(calendar.slot(seconds + cycle), calendar.slot(seconds))
+
+
 def test_there_is_one_slot_where_no_cycle_was_seen_twice() -> None:
     calendar = calendar_of(20, HOUR)
     assert calendar.num_slots == 1

@@ -394,7 +394,9 @@ def test_a_file_keeps_the_forecasts_and_the_round_before(fields, tmp_path) -> No
     assert torch.equal(loaded.predict(series), model.predict(series))
     window = series.between(0, 10)
     assert torch.equal(loaded.forecast(window).values, model.forecast(window).values)
-    assert not any(p.requires_grad for p in loaded.previous.parameters())
+    before = [p for name, p in loaded.named_parameters() if name.startswith("previous.")]
+    assert bool(before) == (model.config.separation == "conditional")
+    assert not any(p.requires_grad for p in before)
 
 
 def test_of_a_file_the_steps_of_training_are_still_left_out_of_their_own_means(tmp_path) -> None:
