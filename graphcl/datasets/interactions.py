@@ -139,6 +139,20 @@ class Interactions:
             )
         return self.select(kept)._renumbered()
 
+    def hold_out_last(self) -> tuple[Self, Self]:
+        """Hold out the last event of each user who has three or more; return the rest and these.
+
+        Raises:
+            DataError: No user has three events.
+        """
+        last = self.indptr[self.user + 1] - 1 == torch.arange(len(self))
+        held_out = last & (self.indptr.diff()[self.user] >= 3)
+        if not held_out.any():
+            raise DataError(
+                f"{self.name}: hold_out_last: no user has three events: give longer histories"
+            )
+        return self.select(~held_out), self.select(held_out)
+
     def leave_one_out(self) -> "InteractionSplit":
         """Hold out the last event of each user to test on and the last but one to validate on.
 

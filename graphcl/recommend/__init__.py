@@ -1,5 +1,19 @@
 """Sequential recommenders; item 0 is padding, the items that can be recommended begin at 1."""
 
+from graphcl.recommend.baselines import GRU4Rec, SASRec
+from graphcl.recommend.recommender import Recommender, RecommenderConfig
+from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches
 from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sampled_cross_entropy
 
-__all__ = ["SoftmaxMethod", "catalogue_cross_entropy", "sampled_cross_entropy"]
+__all__ = [
+    "GRU4Rec",
+    "Histories",
+    "Recommender",
+    "RecommenderConfig",
+    "SASRec",
+    "Sequences",
+    "SoftmaxMethod",
+    "TrainingBatches",
+    "catalogue_cross_entropy",
+    "sampled_cross_entropy",
+]

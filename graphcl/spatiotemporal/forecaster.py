@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, SampleBatches, in_order
-from graphcl.training import fit, load_weights, save_weights, seed_everything
+from graphcl.training import fit_best, load_weights, save_weights, seed_everything
 
 
 @dataclass(frozen=True)
@@ -252,22 +252,18 @@ class NetworkForecaster(Forecaster):
         batches = SampleBatches(
             windows, self.scaler, config.batch_windows, config.seed, config.epoch_windows
         )
-        optimizer = self.optimizer()
-        best, kept, waited = np.inf, deepcopy(self.state_dict()), 0
-        for epoch in range(1, config.epochs + 1):
-            self.begin_round()
-            self.train()
-            terms = fit(self.loss, batches, optimizer, epochs=1)
-            error = self.error(held_out)
-            if on_epoch is not None:
-                on_epoch(epoch, {**terms, "val": error})
-            waited += 1
-            if error < best:
-                best, kept, waited = error, deepcopy(self.state_dict()), 0
-            if waited >= config.patience:
-                break
-        self.load_state_dict(kept)
-        return self.eval()
+        fit_best(
+            self,
+            self.loss,
+            batches,
+            self.optimizer(),
+            partial(self.error, held_out),
+            epochs=config.epochs,
+            patience=config.patience,
+            before_epoch=self.begin_round,
+            on_epoch=on_epoch,
+        )
+        return self
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser, which clips gradients."""

@@ -4,10 +4,12 @@ from graphcl.training.checkpoints import load_weights, save_weights
 from graphcl.training.devices import select_device
 from graphcl.training.loop import fit
 from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, torch_rng
+from graphcl.training.stopping import fit_best
 
 __all__ = [
     "derive_seed",
     "fit",
+    "fit_best",
     "load_weights",
     "numpy_rng",
     "save_weights",

@@ -1,0 +1,299 @@
+"""What every sequential recommender shares: fit, rank, files."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from graphcl.datasets import Interactions
+from graphcl.errors import DataError, GraphCLError, check_fields
+from graphcl.metrics.ranking import ItemScores, ndcg, rank_targets, top_k
+from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches, check_history
+from graphcl.recommend.softmax import catalogue_cross_entropy, sampled_cross_entropy
+from graphcl.training import fit_best, load_weights, save_weights, seed_everything
+
+_FEATURE = "catalogue/"  # what a file calls that which is no weight
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """What every recommender that is trained by gradients is told.
+
+    Attributes:
+        hidden_channels: Width of items and states.
+        length: Events that are read at most, the latest.
+        dropout: In the encoder.
+        negatives: Items against which a target is compared, drawn anew for every batch and shared
+            by it; 0 = the whole catalogue, which is exact and slower.
+        batch_size: Windows of users' histories per step.
+        learning_rate: Of Adam.
+        epochs: At most.
+        patience: Epochs without a better NDCG@10 on held-out events until training ends; what is
+            kept is the best.
+        val_events: Held-out events that this is told from, spread evenly; 0 = all.
+        seed: Decides weights, batches and dropout.
+    """
+
+    hidden_channels: int = 64
+    length: int = 50
+    dropout: float = 0.5
+    negatives: int = 0
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    epochs: int = 200
+    patience: int = 10
+    val_events: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one = ("hidden_channels", "length", "batch_size", "epochs", "patience")
+        check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
+        check_fields(self, ("negatives", "val_events"), lambda v: v >= 0, "at least 0")
+        check_fields(self, ("learning_rate",), lambda v: v > 0, "above 0")
+        check_fields(self, ("dropout",), lambda v: 0 <= v < 1, "at least 0 and below 1")
+
+
+class Recommender(nn.Module, ABC):
+    """Ranks the items of a catalogue for a user by what the user took before, oldest first.
+
+    A score is the inner product of the state after a history and an item's vector, so that
+    :meth:`item_vectors` fill any vector index.  Who has no history is recommended what most users
+    take.
+
+    Args:
+        config: The method's frozen configuration.
+
+    Example:
+        >>> from graphcl.datasets import simulate_interactions
+        >>> from graphcl.recommend import SASRec, SASRecConfig
+        >>> interactions = simulate_interactions(num_users=300, num_items=50).interactions
+        >>> model = SASRec(SASRecConfig(epochs=2)).fit(interactions)
+        >>> items, scores = model.rank(interactions.sequence(0), k=5)
+        >>> items.shape, scores.shape
+        (torch.Size([5]), torch.Size([5]))
+    """
+
+    config_type: ClassVar[type] = RecommenderConfig
+    config: RecommenderConfig
+    count: Tensor  # [num_items + 1], how often each item was taken in training
+
+    def __init__(self, config: Any = None):
+        super().__init__()
+        self.config = self.config_type() if config is None else config
+        self.num_users = self.num_items = 0
+        self.item_name: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def build(self, features: dict[str, Tensor]) -> None:
+        """Create layers for :attr:`num_users` and :attr:`num_items`.
+
+        Args:
+            features: What :meth:`features` told of the catalogue.
+        """
+
+    def features(self, interactions: Interactions) -> dict[str, Tensor]:
+        """Return what the model reads of a catalogue and of training data beside sequences.
+
+        It is kept in the model's file, but it is no weight and no part of its state.
+
+        Raises:
+            DataError: The interactions lack something that the model reads.
+        """
+        return {}
+
+    @abstractmethod
+    def item_vectors(self) -> Tensor:
+        """Return the vectors of all items that scores are taken with, ``[num_items + 1, D]``."""
+
+    @abstractmethod
+    def states(self, batch: Sequences) -> Tensor:
+        """Return the state after each event, which sees no later one, ``[B, T, D]``."""
+
+    def loss(self, batch: Sequences) -> dict[str, Tensor]:
+        """Return the named terms of the loss on some sequences, at all positions at once."""
+        return {"softmax": self.softmax(self.states(batch), self.item_vectors(), batch.target)}
+
+    def softmax(self, states: Tensor, items: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of the targets over the catalogue, or over drawn negatives.
+
+        Shapes:
+            - **states**: ``[B, T, D]``; **items**: ``[num_items + 1, D]``; **target**: int64
+              ``[B, T]``, 0 where none is asked for
+        """
+        hidden, y = states.flatten(0, -2), target.flatten()
+        drawn = self.config.negatives
+        if not drawn:
+            return catalogue_cross_entropy(hidden, items, y)
+        negatives = torch.randint(1, self.num_items + 1, (drawn,)).to(y.device)
+        log_q = items.new_full((drawn,), 1 / self.num_items).log()
+        return sampled_cross_entropy(hidden, items, y, negatives, log_q)
+
+    def begin_epoch(self) -> None:
+        """Called before every epoch."""
+
+    def start(self, interactions: Interactions) -> Self:
+        """Draw the first weights for the users and items of some training data."""
+        seed_everything(self.config.seed, "recommender")
+        features = self.features(interactions)
+        count = interactions.item.bincount(minlength=interactions.num_items + 1)
+        self._create(interactions.num_users, interactions.num_items, {**features, "count": count})
+        self.item_name = interactions.item_name
+        return self.eval()
+
+    def _create(self, num_users: int, num_items: int, features: dict[str, Tensor]) -> None:
+        self.num_users, self.num_items = num_users, num_items
+        for name, value in features.items():
+            self.register_buffer(name, value, persistent=False)
+        self._features = tuple(features)
+        self.build(features)
+
+    def fit(
+        self,
+        train: Interactions,
+        val: Interactions | None = None,
+        on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> Self:
+        """Train; the epoch with the best NDCG@10 on held-out events is kept.
+
+        Args:
+            train: What to learn from.
+            val: Events to hold out, of the same users and items; by default the last one of each
+                user in ``train`` who has three, which is then not learned from.
+            on_epoch: Called with the epoch (from 1) and the mean of every term of the loss; under
+                ``"val"`` is 1 - NDCG@10.
+
+        Raises:
+            DataError: The interactions break a rule, or nobody has two events.
+            GraphCLError: The loss or a gradient is not finite.
+        """
+        train.validate()
+        if val is None:
+            train, val = train.hold_out_last()
+        elif val.num_items != train.num_items:
+            raise DataError(
+                f"{val.name}: num_items is {val.num_items}, but {train.name} has "
+                f"{train.num_items}: number the items of both alike"
+            )
+        config = self.config
+        batches = TrainingBatches(train, config.length, config.batch_size, config.seed)
+        held_out = Histories.held_out(val, train)
+        if config.val_events:
+            held_out = held_out.some(config.val_events)
+        self.start(train)
+        fit_best(
+            self,
+            self.loss,
+            batches,
+            self.optimizer(),
+            lambda: 1 - ndcg(self.ranks(held_out), 10),
+            epochs=config.epochs,
+            patience=config.patience,
+            before_epoch=self.begin_epoch,
+            on_epoch=on_epoch,
+        )
+        return self
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser, which clips gradients."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
+        optimizer.register_step_pre_hook(self._clip)
+        return optimizer
+
+    def _clip(self, *_: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+
+    @torch.no_grad()
+    def ranks(self, histories: Histories) -> Tensor:
+        """Return the rank of what followed each history among all that is not in it.
+
+        Shapes:
+            Returns float64 ``[n]``, from 1; see :func:`graphcl.metrics.ranking.rank_targets`.
+        """
+        return rank_targets(self.scores(histories), histories.target, histories.seen())
+
+    def scores(self, histories: Histories) -> ItemScores:
+        """Return the scores of all items after each history, a block of them at a time."""
+        self.eval()
+        items = self.item_vectors()
+
+        def block(cases: slice) -> Tensor:
+            batch = histories.batch(cases, self.config.length)
+            scores = self.states(batch)[:, -1] @ items.T
+            return torch.where(batch.mask[:, -1:], scores, self.count.to(scores))
+
+        return ItemScores(block, len(histories), self.num_items + 1)
+
+    @torch.no_grad()
+    def rank(
+        self,
+        history: Interactions | Tensor | Sequence[int],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the k best items to follow a history and their scores, the best first.
+
+        Shapes:
+            Of one history, its items in order: int64 ``[k]`` and float ``[k]``.  Of interactions:
+            ``[num_users, k]`` each, a row for every user, who is taken for the same as in training.
+            Where fewer are left, the rest is item 0 with a score of minus infinity.
+
+        Args:
+            history: Items, oldest first, any number of which the last ``length`` are read; or
+                interactions with these items.
+            k: How many.
+            exclude_seen: Whether to leave out what is in the history.
+
+        Raises:
+            GraphCLError: Nothing was trained yet, or an item is not in the catalogue.
+        """
+        if not self.num_items:
+            raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        if isinstance(history, Interactions):
+            check_history("rank", history.item, self.num_items)
+            asked = Histories.of_users(history)
+            return top_k(self.scores(asked), k, asked.seen() if exclude_seen else None)
+        item = torch.as_tensor(history, dtype=torch.int64).flatten()
+        check_history("rank", item, self.num_items)
+        one = Interactions("history", torch.zeros_like(item), item, 1, self.num_items)
+        asked = Histories.of_users(one, known=False)
+        items, scores = top_k(self.scores(asked), k, asked.seen() if exclude_seen else None)
+        return items[0], scores[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write configuration, catalogue and weights to an ``.npz`` file without pickles."""
+        header = {
+            "config": asdict(self.config),
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "item_name": self.item_name,
+        }
+        features = {f"{_FEATURE}{name}": getattr(self, name) for name in self._features}
+        save_weights(path, {**self.state_dict(), **features}, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            GraphCLError: The file is not one of this recommender.
+        """
+        weights, header = load_weights(path)
+        features = {
+            name.removeprefix(_FEATURE): weights.pop(name)
+            for name in list(weights)
+            if name.startswith(_FEATURE)
+        }
+        try:
+            model = cls(cls.config_type(**header["config"]))
+            model._create(int(header["num_users"]), int(header["num_items"]), features)
+            names = header["item_name"]
+            model.item_name = None if names is None else tuple(names)
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError, GraphCLError) as error:
+            raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
+        return model.eval()
