@@ -49,8 +49,8 @@ class Sequences:
 
     def to(self, device: torch.device) -> Self:
         """Return the same on a device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return type(self)(*(None if value is None else value.to(device) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if v is not None})
 
 
 def cut(interactions: Interactions, first: Tensor, end: Tensor, counted: Tensor) -> Sequences:
@@ -234,10 +234,7 @@ class Histories:
 def _merge(*parts: Interactions) -> tuple[Interactions, Tensor]:
     """Return all parts as one, of one time in their order, and the rows of the last."""
     user, item = (torch.cat([getattr(part, key) for part in parts]) for key in ("user", "item"))
-    time, session = (
-        None if any(value is None for value in values) else torch.cat(values)
-        for values in ([part.time for part in parts], [part.session for part in parts])
-    )
+    time, session = (_cat([part.time for part in parts]), _cat([part.session for part in parts]))
     order = torch.arange(len(user)) if time is None else time.argsort(stable=True)
     order = order[user[order].argsort(stable=True)]
     merged = Interactions(
@@ -250,6 +247,11 @@ def _merge(*parts: Interactions) -> tuple[Interactions, Tensor]:
         session=session,
     ).select(order)
     return merged, (order >= len(order) - len(parts[-1])).nonzero().squeeze(1)
+
+
+def _cat(values: list[Tensor | None]) -> Tensor | None:
+    known = [value for value in values if value is not None]
+    return torch.cat(known) if len(known) == len(values) else None
 
 
 def pad_right(x: Tensor, mask: Tensor) -> Tensor:

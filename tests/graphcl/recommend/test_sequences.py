@@ -62,11 +62,16 @@ def test_rows_are_left_padded_and_times_are_those_of_the_events_and_of_what_foll
     (batch,) = TrainingBatches(of_lists([[3, 4, 5], [7, 8]]), 4, 9, 0)
     row = int((batch.user == 1).nonzero())
     other = 1 - row
-    assert batch.item[row].tolist() == [3, 4] and batch.target[row].tolist() == [4, 5]
-    assert batch.item[other].tolist() == [0, 7] and batch.target[other].tolist() == [0, 8]
-    assert batch.time is not None and batch.target_time is not None
-    assert batch.time[row].tolist() == [0, 60] and batch.target_time[row].tolist() == [60, 120]
-    assert batch.time[other].tolist() == [0, 180] and batch.target_time[other].tolist() == [0, 240]
+    assert batch.item[row].tolist() == [3, 4]
+    assert batch.target[row].tolist() == [4, 5]
+    assert batch.item[other].tolist() == [0, 7]
+    assert batch.target[other].tolist() == [0, 8]
+    assert batch.time is not None
+    assert batch.target_time is not None
+    assert batch.time[row].tolist() == [0, 60]
+    assert batch.target_time[row].tolist() == [60, 120]
+    assert batch.time[other].tolist() == [0, 180]
+    assert batch.target_time[other].tolist() == [0, 240]
 
 
 def test_epochs_differ_and_the_seed_decides_them() -> None:
@@ -77,22 +82,27 @@ def test_epochs_differ_and_the_seed_decides_them() -> None:
         return [[u for batch in batches for u in batch.user.tolist()] for _ in range(epochs)]
 
     first, second = users(1, 2)
-    assert first != second and sorted(first) == sorted(second)
-    assert users(1, 2) == [first, second] and users(2, 1) != [first]
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert users(1, 2) == [first, second]
+    assert users(2, 1) != [first]
 
 
 def test_held_out_events_follow_all_that_their_users_did_before() -> None:
     interactions = of_lists([[1, 2, 3, 4], [5, 6], [7, 8, 9, 7]])
     split = interactions.leave_one_out()
     test = Histories.held_out(split.test, split.train, split.val)
-    assert test.target.tolist() == [4, 7] and test.user.tolist() == [1, 3]
+    assert test.target.tolist() == [4, 7]
+    assert test.user.tolist() == [1, 3]
     batch = test.batch(slice(0, 2), 2)
     assert batch.item.tolist() == [[2, 3], [8, 9]]
     assert batch.target.tolist() == [[0, 4], [0, 7]]
-    assert test.time is not None and batch.target_time is not None
+    assert test.time is not None
+    assert batch.target_time is not None
     assert batch.target_time[:, -1].tolist() == test.time.tolist()
     seen = test.seen()
-    assert seen.indptr.tolist() == [0, 3, 6] and seen.indices.tolist() == [1, 2, 3, 7, 8, 9]
+    assert seen.indptr.tolist() == [0, 3, 6]
+    assert seen.indices.tolist() == [1, 2, 3, 7, 8, 9]
     assert test.repeats.tolist() == [False, True]
 
 
@@ -108,7 +118,8 @@ def test_an_empty_history_is_a_row_of_padding_and_still_has_its_target() -> None
     interactions = of_lists([[1, 2], [3]])
     train, cold = interactions.select(torch.tensor([0, 1])), interactions.select(torch.tensor([2]))
     batch = Histories.held_out(cold, train).batch(slice(0, 1), 5)
-    assert batch.item.tolist() == [[0]] and batch.target.tolist() == [[3]]
+    assert batch.item.tolist() == [[0]]
+    assert batch.target.tolist() == [[3]]
     asked = Histories.of_users(train)
     assert asked.batch(slice(0, 2), 5).item.tolist() == [[1, 2], [0, 0]]
 
