@@ -64,16 +64,19 @@ def cut(interactions: Interactions, first: Tensor, end: Tensor, counted: Tensor)
     row = end[:, None] - width + torch.arange(width)
     inside = row >= first[:, None]
     asked = inside & (row >= counted[:, None])
-    row = row.clamp(min=0)
-    following = (row + 1).clamp(max=len(interactions) - 1)
+    last = len(interactions) - 1
+
+    def take(values: Tensor, at: Tensor) -> Tensor:
+        return values[at.clamp(0, last)] if last >= 0 else torch.zeros_like(at)
+
     time, session = interactions.time, interactions.session
     return Sequences(
-        item=interactions.item[row] * inside,
-        target=interactions.item[following] * asked,
-        user=interactions.user[first.clamp(max=len(interactions) - 1)] + 1,
-        time=None if time is None else time[row] * inside,
-        target_time=None if time is None else time[following] * inside,
-        session=None if session is None else (session[row] + 1) * inside,
+        item=take(interactions.item, row) * inside,
+        target=take(interactions.item, row + 1) * asked,
+        user=take(interactions.user, first) + 1,
+        time=None if time is None else take(time, row) * inside,
+        target_time=None if time is None else take(time, row + 1) * inside,
+        session=None if session is None else (take(session, row) + 1) * inside,
     )
 
 

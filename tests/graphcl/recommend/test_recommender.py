@@ -1,0 +1,119 @@
+"""What every recommender keeps to: causal, blind to padding, the same again from its file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from graphcl.datasets import Interactions, simulate_interactions
+from graphcl.errors import DataError, GraphCLError
+from graphcl.metrics.ranking import ndcg
+from graphcl.recommend import GRU4Rec, Histories, Recommender, RecommenderConfig, SASRec
+
+METHODS: list[type[Recommender]] = [SASRec, GRU4Rec]
+CONFIG = RecommenderConfig(hidden_channels=16, length=8, dropout=0.2, epochs=8, learning_rate=2e-2)
+
+
+@pytest.fixture(scope="module")
+def interactions() -> Interactions:
+    return simulate_interactions(300, 60, seed=1).interactions
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.__name__)
+def model(request: pytest.FixtureRequest, interactions: Interactions) -> Recommender:
+    return request.param(CONFIG).fit(interactions)
+
+
+def test_training_beats_popularity_on_events_that_were_held_out(
+    model: Recommender, interactions: Interactions
+) -> None:
+    split = interactions.leave_one_out()
+    trained = type(model)(CONFIG).fit(split.train, split.val)
+    test = Histories.held_out(split.test, split.train, split.val)
+    ranks = trained.ranks(test)
+    counts = trained.count.double()
+    ahead = (counts[1:] > counts[test.target][:, None]).sum(1) + 1
+    assert ndcg(ranks, 10) > 1.5 * ndcg(ahead.double(), 10)
+
+
+def test_a_state_sees_no_later_event(model: Recommender, interactions: Interactions) -> None:
+    batch = Histories.of_users(interactions).batch(slice(0, 20), 8)
+    before = model.states(batch)
+    batch.item[:, -1] = batch.item[:, -1] % model.num_items + 1
+    after = model.states(batch)
+    full = batch.mask.all(1)
+    assert torch.allclose(before[full, :-1], after[full, :-1], atol=1e-6)
+    assert not torch.allclose(before[:, -1], after[:, -1], atol=1e-3)
+
+
+def test_padding_changes_nothing(model: Recommender, interactions: Interactions) -> None:
+    short = interactions.sequence(0)[:3]
+    alone = model.rank(short, 5)
+    users = Interactions(
+        "two", torch.tensor([0] * 3 + [1] * 8), torch.cat([short, torch.arange(1, 9)]), 2, 60
+    )
+    beside = model.rank(users, 5)
+    assert alone[0].tolist() == beside[0][0].tolist()
+    assert torch.allclose(alone[1], beside[1][0], atol=1e-5)
+
+
+def test_only_the_latest_events_are_read_but_none_that_was_seen_is_recommended(
+    model: Recommender,
+) -> None:
+    latest = list(range(20, 28))
+    short, long = model.rank(latest, 60, exclude_seen=False), model.rank([1, 2, 3, *latest], 60)
+    assert not set(long[0].tolist()) & {1, 2, 3, *latest}
+    order = [item for item in short[0].tolist() if item not in {1, 2, 3, *latest, 0}]
+    assert [item for item in long[0].tolist() if item] == order
+
+
+def test_without_a_history_what_most_users_take_comes_first(model: Recommender) -> None:
+    items, _ = model.rank([], 3)
+    assert items.tolist() == model.count.argsort(descending=True, stable=True)[:3].tolist()
+
+
+def test_a_saved_model_ranks_as_before(
+    model: Recommender, interactions: Interactions, tmp_path: Path
+) -> None:
+    model.save(tmp_path / "model.npz")
+    again = type(model).load(tmp_path / "model.npz")
+    assert again.config == model.config
+    assert again.item_name == interactions.item_name
+    for first, second in zip(model.rank(interactions, 5), again.rank(interactions, 5), strict=True):
+        assert first.equal(second)
+
+
+def test_the_seed_decides_everything(interactions: Interactions) -> None:
+    one, two = (SASRec(CONFIG).fit(interactions).item_vectors() for _ in range(2))
+    assert one.equal(two)
+
+
+def test_shared_negatives_learn_too(interactions: Interactions) -> None:
+    config = RecommenderConfig(hidden_channels=16, epochs=4, learning_rate=1e-2, negatives=30)
+    split = interactions.leave_one_out()
+    test = Histories.held_out(split.test, split.train, split.val)
+    sampled = SASRec(config).fit(split.train, split.val).ranks(test)
+    untrained = SASRec(config).start(split.train).ranks(test)
+    assert ndcg(sampled, 10) > 2 * ndcg(untrained, 10)
+
+
+def test_padding_keeps_its_row_of_zeros(model: Recommender) -> None:
+    assert model.item_vectors()[0].abs().max() == 0
+
+
+def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Interactions) -> None:
+    with pytest.raises(GraphCLError, match=r"history\[1\] is 61"):
+        model.rank([1, 61])
+    with pytest.raises(GraphCLError, match="no weights yet; call fit or load first"):
+        type(model)(CONFIG).rank([1])
+    other = simulate_interactions(50, 40).interactions
+    with pytest.raises(DataError, match=r"num_items is 40, but .* has 60"):
+        type(model)(CONFIG).fit(interactions, other)
+    with pytest.raises(GraphCLError, match="dropout is 1"):
+        RecommenderConfig(dropout=1)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.npz").write_bytes(b"nothing")
+    with pytest.raises(GraphCLError, match="no saved model"):
+        SASRec.load(tmp_path / "model.npz")
