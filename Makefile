@@ -28,6 +28,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
 	$(BIN)/python tests/benchmarks/bench_recovery.py
 	$(BIN)/python tests/benchmarks/bench_softmax.py
+	$(BIN)/python tests/benchmarks/bench_recommend.py
 
 format: install
 	$(BIN)/ruff check --fix .
