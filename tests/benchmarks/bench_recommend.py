@@ -70,7 +70,7 @@ def measure(case: str, num_items: int) -> dict[str, float]:
     (small,) = [x for i, x in enumerate(TrainingBatches(interactions, 50, 2, 0)) if i == 0]
     step(small)
     batches = list(TrainingBatches(interactions, 50, BATCH, 0))
-    model.rank(interactions.select(torch.arange(EVENTS)), 10)
+    model.rank(interactions.sequence(0), 10)
     before, start = peak(), time.perf_counter()
     model.rank(interactions, 10)
     ranked, ranking = time.perf_counter() - start, peak() - before
