@@ -1,11 +1,14 @@
 """Sequential recommenders; item 0 is padding, the items that can be recommended begin at 1."""
 
 from graphcl.recommend.baselines import GRU4Rec, SASRec
+from graphcl.recommend.bipcl import BIPCL, BIPCLConfig
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches
 from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sampled_cross_entropy
 
 __all__ = [
+    "BIPCL",
+    "BIPCLConfig",
     "GRU4Rec",
     "Histories",
     "Recommender",
