@@ -8,10 +8,17 @@ import torch
 from graphcl.datasets import Interactions, simulate_interactions
 from graphcl.errors import DataError, GraphCLError
 from graphcl.metrics.ranking import ndcg
-from graphcl.recommend import GRU4Rec, Histories, Recommender, RecommenderConfig, SASRec
+from graphcl.recommend import BIPCL, GRU4Rec, Histories, Recommender, RecommenderConfig, SASRec
 
-METHODS: list[type[Recommender]] = [SASRec, GRU4Rec]
-CONFIG = RecommenderConfig(hidden_channels=16, length=8, dropout=0.2, epochs=8, learning_rate=2e-2)
+METHODS: list[type[Recommender]] = [BIPCL, GRU4Rec, SASRec]
+SETTINGS = {
+    "hidden_channels": 16,
+    "length": 8,
+    "dropout": 0.2,
+    "epochs": 8,
+    "learning_rate": 2e-2,
+}
+CONFIG = RecommenderConfig(**SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +28,19 @@ def interactions() -> Interactions:
 
 @pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.__name__)
 def model(request: pytest.FixtureRequest, interactions: Interactions) -> Recommender:
-    return request.param(CONFIG).fit(interactions)
+    return small(request.param).fit(interactions)
+
+
+def small(method: type[Recommender]) -> Recommender:
+    """Return a small one of a method, to be trained in a second."""
+    return method(method.config_type(**SETTINGS))
 
 
 def test_training_beats_popularity_on_events_that_were_held_out(
     model: Recommender, interactions: Interactions
 ) -> None:
     split = interactions.leave_one_out()
-    trained = type(model)(CONFIG).fit(split.train, split.val)
+    trained = small(type(model)).fit(split.train, split.val)
     test = Histories.held_out(split.test, split.train, split.val)
     ranks = trained.ranks(test)
     counts = trained.count.double()
@@ -105,10 +117,10 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
     with pytest.raises(GraphCLError, match=r"history\[1\] is 61"):
         model.rank([1, 61])
     with pytest.raises(GraphCLError, match="no weights yet; call fit or load first"):
-        type(model)(CONFIG).rank([1])
+        small(type(model)).rank([1])
     other = simulate_interactions(50, 40).interactions
     with pytest.raises(DataError, match=r"num_items is 40, but .* has 60"):
-        type(model)(CONFIG).fit(interactions, other)
+        small(type(model)).fit(interactions, other)
     with pytest.raises(GraphCLError, match="dropout is 1"):
         RecommenderConfig(dropout=1)
 
