@@ -1,7 +1,7 @@
-"""The command line: ``graphcl run``, ``report``, ``probe``, ``outage`` and ``keys``."""
+"""The command line: ``graphcl run``, ``report``, ``probe``, ``outage``, ``recommend``, ``keys``."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from federation.experiment import Experiment, Scalar, describe_keys, load_experi
 from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
-from simulations import outage_command, terminal
+from simulations import outage_command, recommend_command, terminal
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
@@ -101,6 +101,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 app.command()(probe)
 app.add_typer(outage_command.app, name="outage")
+app.add_typer(recommend_command.app, name="recommend")
 
 
 @app.command()
@@ -112,16 +113,27 @@ def keys(
     outage_file: Annotated[
         bool, typer.Option("--outage", help="Of an outage file, as graphcl outage reads it.")
     ] = False,
+    recommend_file: Annotated[
+        bool,
+        typer.Option("--recommend", help="Of a recommend file, as graphcl recommend reads it."),
+    ] = False,
 ) -> None:
-    """List every key of an experiment, probe or outage file, with default and meaning."""
+    """List every key of an experiment, probe, outage or recommend file: default and meaning."""
     from simulations.outages import describe_outage_keys
     from simulations.probe import describe_probe_keys
+    from simulations.recommendations import describe_recommend_keys
 
-    if probe_file and outage_file:
-        raise ConfigError("--probe and --outage each list the keys of one kind of file: choose one")
-    described: Iterable[tuple[str, Scalar, str]] = describe_keys()
-    if probe_file or outage_file:
-        described = describe_probe_keys() if probe_file else describe_outage_keys()
+    kinds: list[tuple[bool, Callable[[], Iterable[tuple[str, Scalar, str]]]]] = [
+        (probe_file, describe_probe_keys),
+        (outage_file, describe_outage_keys),
+        (recommend_file, describe_recommend_keys),
+    ]
+    chosen = [describe for asked, describe in kinds if asked]
+    if len(chosen) > 1:
+        raise ConfigError(
+            "--probe, --outage and --recommend each list the keys of one kind of file: choose one"
+        )
+    described = chosen[0]() if chosen else describe_keys()
     listing = Table("key", "default", "meaning", box=None)
     for key, default, meaning in described:
         if key.startswith(table):

@@ -2,6 +2,9 @@
 
 from graphcl.recommend.baselines import GRU4Rec, SASRec
 from graphcl.recommend.bipcl import BIPCL, BIPCLConfig
+from graphcl.recommend.evaluation import SplitFigures, evaluate_split
+from graphcl.recommend.methods import RECOMMENDERS, load_recommender
+from graphcl.recommend.popularity import Popularity, PopularityConfig
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches
 from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sampled_cross_entropy
@@ -9,14 +12,20 @@ from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sa
 __all__ = [
     "BIPCL",
     "BIPCLConfig",
+    "RECOMMENDERS",
     "GRU4Rec",
     "Histories",
+    "Popularity",
+    "PopularityConfig",
     "Recommender",
     "RecommenderConfig",
     "SASRec",
     "Sequences",
     "SoftmaxMethod",
+    "SplitFigures",
     "TrainingBatches",
     "catalogue_cross_entropy",
+    "evaluate_split",
+    "load_recommender",
     "sampled_cross_entropy",
 ]

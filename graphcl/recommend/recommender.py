@@ -267,6 +267,7 @@ class Recommender(nn.Module, ABC):
     def save(self, path: str | Path) -> None:
         """Write configuration, catalogue and weights to an ``.npz`` file without pickles."""
         header = {
+            "method": type(self).__name__,
             "config": asdict(self.config),
             "num_users": self.num_users,
             "num_items": self.num_items,
