@@ -108,11 +108,12 @@ def evaluate(
 
       graphcl recommend evaluate configs/recommend/*.toml --method pop --method sasrec --jobs 4
     """
-    from simulations.recommendations import check_method
+    from graphcl.recommend import RECOMMENDERS
+    from simulations.recommendations import check_name
 
     for name in method or []:
         try:
-            check_method(name)
+            check_name(name, RECOMMENDERS)
         except ValueError as error:
             raise ConfigError(f"--method {error}") from None
     experiments = _load(configs, set_, {} if seeds is None else {"recommend.seeds": seeds})

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from graphcl.datasets import InteractionSplit
 from graphcl.errors import GraphCLError
@@ -78,7 +78,8 @@ class Figure:
         n = len(values)
         if n < 2:
             return cls(fmean(values), None)
-        return cls(fmean(values), float(student.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n))
+        quantile = float(stdtrit(n - 1, 0.975))
+        return cls(fmean(values), quantile * stdev(values) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,11 @@ class Evaluation:
         self.experiment, self.folder = experiment, folder
         self.split = divide(experiment, load_data(experiment))
         self._data = fingerprint(self.split)
-        self.pairs = [Pair(name, seed) for name in methods for seed in seeds_of(experiment, name)]
+        self.pairs = [
+            Pair(name, seed)
+            for name in dict.fromkeys(methods)
+            for seed in seeds_of(experiment, name)
+        ]
         self.found: dict[Pair, Measured] = {}
         self.failed: dict[str, GraphCLError] = {}
         for pair in self.pairs:
@@ -240,15 +245,16 @@ def train_and_test(
 
 
 def fingerprint(split: InteractionSplit) -> str:
-    """Return a hash of all that a recommender could read of the parts of a split."""
+    """Return a hash of all numbers in the parts of a split."""
     digest = hashlib.sha256()
     for part in split:
-        for name in ("user", "item", "time", "session", "category", "text"):
-            value = getattr(part, name)
-            digest.update(f"{name} {None if value is None else list(value.shape)}".encode())
-            if value is not None:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{field.name} {value.dtype} {list(value.shape)}".encode())
                 digest.update(value.contiguous().numpy().tobytes())
-        digest.update(f"{part.num_users} {part.num_items}".encode())
+            elif isinstance(value, int):
+                digest.update(f"{field.name} {value}".encode())
     return digest.hexdigest()
 
 

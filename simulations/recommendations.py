@@ -1,5 +1,6 @@
 """The recommend file: which interactions, how they are divided, and the recommenders' settings."""
 
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,11 @@ from graphcl.errors import ConfigError, GraphCLError
 from graphcl.recommend import RECOMMENDERS, Recommender
 from simulations.keys import describe_config
 
+# What gives every item an embedding of what is known of it, one line each.
+TEXTS: dict[str, Callable[[Interactions], Interactions]] = {
+    "none": lambda interactions: interactions,
+}
+
 
 class RecommendTable(Table):
     """Which interactions there are, and which of them are held out."""
@@ -41,7 +47,7 @@ class RecommendTable(Table):
         "refuse", "what to do with a second row of the same user, item and time"
     )
     k_core: int = key(1, "leave out users and items with fewer interactions, repeatedly", ge=1)
-    session_gap: int = key(0, "seconds of pause that end a session; 0 = as the file has them", ge=0)
+    text: str = key("none", f"what embeds the items' texts: {', '.join(TEXTS)}; none = the file")
     split: Literal["leave-one-out", "time"] = key(
         "leave-one-out",
         "test on each user's last event and validate on the last but one, or cut all at two times",
@@ -54,10 +60,10 @@ class RecommendTable(Table):
     num_users: int = key(1000, "simulated: number of users", ge=1)
     num_items: int = key(500, "simulated: number of items, in ten clusters", ge=40)
 
-    @field_validator("method")
+    @field_validator("method", "text")
     @classmethod
-    def _known(cls, method: str) -> str:
-        return check_method(method)
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        return check_name(name, RECOMMENDERS if info.field_name == "method" else TEXTS)
 
 
 class RecommendExperiment(Table):
@@ -121,14 +127,14 @@ def describe_recommend_keys() -> list[tuple[str, Scalar, str]]:
     ]
 
 
-def check_method(name: str) -> str:
-    """Return the name of a recommender.
+def check_name(name: str, known: Collection[str]) -> str:
+    """Return a name that is known.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: It is not.
     """
-    if name not in RECOMMENDERS:
-        raise ValueError(f"{name!r} is unknown; choose from {', '.join(RECOMMENDERS)}")
+    if name not in known:
+        raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
     return name
 
 
@@ -153,7 +159,7 @@ def load_data(experiment: RecommendExperiment) -> Interactions:
         )
     if table.k_core > 1:
         interactions = interactions.k_core(table.k_core)
-    return interactions.sessions(table.session_gap) if table.session_gap else interactions
+    return TEXTS[table.text](interactions)
 
 
 def divide(experiment: RecommendExperiment, interactions: Interactions) -> InteractionSplit:
