@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -261,8 +262,11 @@ def fingerprint(split: InteractionSplit) -> str:
 def _in_processes(
     experiment: RecommendExperiment, pairs: Sequence[Pair], jobs: int
 ) -> Iterator[tuple[Pair, Measured | GraphCLError]]:
-    # Not forked: a process that was forked after torch has computed can hang.
-    context = multiprocessing.get_context("spawn")
+    # Never forked from here: after torch has computed, a fork can hang.  On Linux a server that has
+    # computed nothing imports torch once and forks; elsewhere each process imports it.
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload([__name__])
     others, nested = multiprocessing.active_children(), experiment.model_dump()
     with ProcessPoolExecutor(min(jobs, len(pairs)), context, _begin_process) as pool:
         asked = {pool.submit(_alone, nested, pair): pair for pair in pairs}

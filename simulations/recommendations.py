@@ -47,7 +47,9 @@ class RecommendTable(Table):
         "refuse", "what to do with a second row of the same user, item and time"
     )
     k_core: int = key(1, "leave out users and items with fewer interactions, repeatedly", ge=1)
-    text: str = key("none", f"what embeds the items' texts: {', '.join(TEXTS)}; none = the file")
+    text: str = key(
+        "none", f"what embeds the items' texts, of {', '.join(TEXTS)}; none = as the file has it"
+    )
     split: Literal["leave-one-out", "time"] = key(
         "leave-one-out",
         "test on each user's last event and validate on the last but one, or cut all at two times",

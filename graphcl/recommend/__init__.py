@@ -11,8 +11,8 @@ from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sa
 
 __all__ = [
     "BIPCL",
-    "BIPCLConfig",
     "RECOMMENDERS",
+    "BIPCLConfig",
     "GRU4Rec",
     "Histories",
     "Popularity",
