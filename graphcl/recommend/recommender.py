@@ -28,7 +28,7 @@ class RecommenderConfig:
         length: Events that are read at most, the latest.
         dropout: In the encoder.
         negatives: Items against which a target is compared, drawn anew for every batch and shared
-            by it; 0 = the whole catalogue, which is exact and slower.
+            by it; 0, or as many as there are: the whole catalogue, which is exact and slower.
         batch_size: Windows of users' histories per step.
         learning_rate: Of Adam.
         epochs: At most.
@@ -41,11 +41,11 @@ class RecommenderConfig:
     hidden_channels: int = 64
     length: int = 50
     dropout: float = 0.5
-    negatives: int = 0
+    negatives: int = 1024
     batch_size: int = 256
-    learning_rate: float = 1e-3
-    epochs: int = 200
-    patience: int = 10
+    learning_rate: float = 3e-3
+    epochs: int = 100
+    patience: int = 5
     val_events: int = 5000
     seed: int = 0
 
@@ -69,9 +69,9 @@ class Recommender(nn.Module, ABC):
 
     Example:
         >>> from graphcl.datasets import simulate_interactions
-        >>> from graphcl.recommend import SASRec, SASRecConfig
+        >>> from graphcl.recommend import RecommenderConfig, SASRec
         >>> interactions = simulate_interactions(num_users=300, num_items=50).interactions
-        >>> model = SASRec(SASRecConfig(epochs=2)).fit(interactions)
+        >>> model = SASRec(RecommenderConfig(epochs=2)).fit(interactions)
         >>> items, scores = model.rank(interactions.sequence(0), k=5)
         >>> items.shape, scores.shape
         (torch.Size([5]), torch.Size([5]))
@@ -126,7 +126,7 @@ class Recommender(nn.Module, ABC):
         """
         hidden, y = states.flatten(0, -2), target.flatten()
         drawn = self.config.negatives
-        if not drawn:
+        if not 0 < drawn < self.num_items:
             return catalogue_cross_entropy(hidden, items, y)
         negatives = torch.randint(1, self.num_items + 1, (drawn,)).to(y.device)
         log_q = items.new_full((drawn,), 1 / self.num_items).log()
