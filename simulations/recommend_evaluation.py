@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.special import stdtrit
 
 from graphcl.datasets import InteractionSplit
-from graphcl.errors import GraphCLError
-from graphcl.recommend import SplitFigures, evaluate_split
+from graphcl.errors import DataError, GraphCLError
+from graphcl.recommend import Recommender, SplitFigures, evaluate_split
 from simulations.recommendations import (
     RecommendExperiment,
     divide,
@@ -124,9 +124,9 @@ class Summary:
 class Evaluation:
     """The trainings of one recommend file: those on disk already and those to be run.
 
-    Each is kept as ``FOLDER/NAME/METHOD[-SEED]-KEY.json``, where KEY is a hash of the data as they
-    were divided, of the method's settings and of the version: what changes none of them is not
-    trained again.
+    Each is kept as ``FOLDER/NAME/METHOD[-SEED]-KEY.json``, where KEY is a hash of the sequences as
+    they were divided, of what else the method reads, of its settings and of the version: what
+    changes none of them is not trained again.
 
     Args:
         experiment: The whole configuration.
@@ -146,7 +146,6 @@ class Evaluation:
     def __init__(self, experiment: RecommendExperiment, methods: Sequence[str], folder: Path):
         self.experiment, self.folder = experiment, folder
         self.split = divide(experiment, load_data(experiment))
-        self._data = fingerprint(self.split)
         self.pairs = [
             Pair(name, seed)
             for name in dict.fromkeys(methods)
@@ -207,8 +206,13 @@ class Evaluation:
         return {name: Summary.of(found) for name, found in by_method.items()}
 
     def _path(self, pair: Pair) -> Path:
-        config = asdict(new_recommender(self.experiment, *pair).config)
-        told = [version("graphcl"), self._data, pair.method, config]
+        model = new_recommender(self.experiment, *pair)
+        told = [
+            version("graphcl"),
+            fingerprint(self.split, model),
+            pair.method,
+            asdict(model.config),
+        ]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         parts = [pair.method, *([] if pair.seed is None else [str(pair.seed)]), digest]
         return self.folder / self.experiment.recommend.name / f"{'-'.join(parts)}.json"
@@ -245,17 +249,25 @@ def train_and_test(
     )
 
 
-def fingerprint(split: InteractionSplit) -> str:
-    """Return a hash of all numbers in the parts of a split."""
+def fingerprint(split: InteractionSplit, model: Recommender) -> str:
+    """Return a hash of all numbers in the parts of a split that a recommender reads."""
     digest = hashlib.sha256()
-    for part in split:
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if isinstance(value, torch.Tensor):
-                digest.update(f"{field.name} {value.dtype} {list(value.shape)}".encode())
-                digest.update(value.contiguous().numpy().tobytes())
-            elif isinstance(value, int):
-                digest.update(f"{field.name} {value}".encode())
+    read = {
+        f"{name} {field}": getattr(part, field)
+        for name, part in split._asdict().items()
+        for field in ("num_users", "num_items", "user", "item", "time", "session")
+    }
+    try:
+        read |= model.features(split.train)
+    except DataError:
+        read["features"] = None  # the training will say why
+    for name, value in read.items():
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        else:
+            digest.update(str(value).encode())
     return digest.hexdigest()
 
 
