@@ -17,26 +17,30 @@ session's name needs to be unique for its user only.
 
 The archive holds:
 
-=================  ===================  ============================================================
-key                shape                content
-=================  ===================  ============================================================
-``user``           (n,)                 users, from 0
-``item``           (n,)                 items, from 1; 0 is padding
-``items``          (n,)                 instead of ``item``, with ``indptr`` for ``user``: the items
-                                        of each user in order, one user after the other
-``indptr``         (num_users + 1,)     user u has entries ``indptr[u]`` to ``indptr[u + 1] - 1``
-``time``           (n,)                 optional
-``session``        (n,)                 optional: integers, unique over all users
-``num_users``      ()                   optional, as are all that follow: largest number if absent
-``num_items``      ()
-``user_name``      (num_users,)         text or integers
-``item_name``      (num_items + 1,)     text or integers
-``category``       (num_items + 1,)     integers, 0 for none
-``category_name``  (num_categories+1,)  needed with ``category``
-``text``           (num_items + 1, D)   embeddings of the items' texts
-``title``          (num_items + 1,)
-``name``           ()                   what to call the interactions; the file's stem if absent
-=================  ===================  ============================================================
+=====================  ===================  ========================================================
+key                    shape                content
+=====================  ===================  ========================================================
+``user``               (n,)                 users, from 0
+``item``               (n,)                 items, from 1; 0 is padding
+``items``              (n,)                 instead of ``item``, with ``indptr`` for ``user``: the
+                                            items of each user in order, one user after the other
+``indptr``             (num_users + 1,)     user u has entries ``indptr[u]`` and on, before
+                                            ``indptr[u + 1]``
+``time``               (n,)                 optional
+``session``            (n,)                 optional: integers, unique over all users
+``num_users``          ()                   optional, as all that follow: largest number if absent
+``num_items``          ()
+``user_name``          (num_users,)         text or integers
+``item_name``          (num_items + 1,)     text or integers
+``category``           (num_items + 1,)     integers, 0 for none
+``category_name``      (num_categories+1,)  needed with ``category``
+``text``               (num_items + 1, D)   embeddings of the items' texts
+``title``              (num_items + 1,)
+``attribute``          (m,)                 integers from 0, those of one item after another's
+``attribute_indptr``   (num_items + 2,)     item i has entries ``attribute_indptr[i]`` and on,
+                                            before ``attribute_indptr[i + 1]``; item 0 has none
+``name``               ()                   what to call the interactions; the file's stem if absent
+=====================  ===================  ========================================================
 
 The first of num_items + 1 entries is padding's and is not read.  Other keys are ignored.
 
@@ -69,6 +73,7 @@ Duplicates = Literal["refuse", "drop", "keep"]
 _KEYS = (
     *("user", "item", "items", "indptr", "time", "session", "num_users", "num_items"),
     *("user_name", "item_name", "category", "category_name", "text", "title", "name"),
+    *("attribute", "attribute_indptr"),
 )
 _PER_ITEM = ("item_name", "category", "text", "title")
 _LARGEST_PER_ROW = 10
@@ -380,6 +385,7 @@ def _counts(
     users = [len(arrays["indptr"]) - 1] if "indptr" in arrays else []
     users += [len(arrays["user_name"])] if "user_name" in arrays else []
     items = [len(arrays[key]) - 1 for key in _PER_ITEM if key in arrays]
+    items += [len(arrays["attribute_indptr"]) - 2] if "attribute_indptr" in arrays else []
     counts = {}
     for key, known, numbers, first in (
         ("num_users", users, rows["user"], 0),
@@ -429,8 +435,9 @@ def _features(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
         if key in arrays:
             names = as_names(arrays[key], f"{name}: {key}")
             found[key] = names if key == "user_name" else ("", *names[1:])
-    if "category" in arrays:
-        found["category"] = torch.from_numpy(as_integers(arrays["category"], f"{name}: category"))
+    for key in ("category", "attribute", "attribute_indptr"):
+        if key in arrays:
+            found[key] = torch.from_numpy(as_integers(arrays[key], f"{name}: {key}"))
     if "text" in arrays:
         found["text"] = torch.from_numpy(as_floats(arrays["text"], f"{name}: text"))
     for key in found.keys() & {"category", "text"}:

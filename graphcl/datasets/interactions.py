@@ -37,6 +37,10 @@ class Interactions:
         - **text**: float32 ``[num_items + 1, D]``, embeddings of what is written of the items; row
           0 is zero
         - **title**: num_items + 1 texts, the first empty
+        - **attribute**: int64 ``[m]``, 0 or more, what each item is beside its category, brands and
+          tags for example; item i has those from ``attribute_indptr[i]`` on and before
+          ``attribute_indptr[i + 1]``, in any order, and item 0 none; **attribute_indptr**: int64
+          ``[num_items + 2]``
     """
 
     name: str
@@ -52,6 +56,8 @@ class Interactions:
     category_name: tuple[str, ...] | None = None
     text: Tensor | None = None
     title: tuple[str, ...] | None = None
+    attribute: Tensor | None = None
+    attribute_indptr: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.item)
@@ -267,6 +273,7 @@ class Interactions:
         users, user = self.user.unique(return_inverse=True)
         items, item = self.item.unique(return_inverse=True)
         items = torch.cat([items.new_zeros(1), items])
+        attribute, attribute_indptr = _runs(self.attribute, self.attribute_indptr, items)
         return replace(
             self,
             user=user,
@@ -278,6 +285,8 @@ class Interactions:
             category=None if self.category is None else self.category[items],
             text=None if self.text is None else self.text[items],
             title=_at(self.title, items),
+            attribute=attribute,
+            attribute_indptr=attribute_indptr,
         )
 
 
@@ -304,7 +313,7 @@ class ItemGroups(NamedTuple):
     cold: Tensor
 
 
-_OPTIONAL = ("time", "session", "user_name", "item_name", "category", "text", "title")
+_OPTIONAL = ("time", "session", "user_name", "item_name", "category", "text", "title", "attribute")
 _NAMES = (  # field, what it has an entry for, whether the first entry is padding's
     ("user_name", "num_users", False),
     ("item_name", "num_items", True),
@@ -314,6 +323,18 @@ _NAMES = (  # field, what it has an entry for, whether the first entry is paddin
 
 def _at(names: Sequence[str] | None, index: Tensor) -> tuple[str, ...] | None:
     return None if names is None else tuple(names[i] for i in index.tolist())
+
+
+def _runs(
+    values: Tensor | None, indptr: Tensor | None, index: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the values of some items, one after the other, and their bounds."""
+    if values is None or indptr is None:
+        return None, None
+    count = indptr.diff()[index]
+    bounds = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    row = torch.arange(int(bounds[-1])) + (indptr[index] - bounds[:-1]).repeat_interleave(count)
+    return values[row], bounds
 
 
 def _check_fields(interactions: Interactions, name: str) -> None:
@@ -328,11 +349,13 @@ def _check_fields(interactions: Interactions, name: str) -> None:
     _check_ids(interactions, name)
     _check_names(interactions, name)
     _check_features(interactions, name)
+    _check_attributes(interactions, name)
 
 
 def _check_tensors(interactions: Interactions, name: str) -> None:
     n, rows = len(interactions), interactions.num_items + 1
     width = 0 if interactions.text is None else interactions.text.shape[-1]
+    m = 0 if interactions.attribute is None else interactions.attribute.numel()
     wanted = {
         "user": (torch.int64, "[n]", [n]),
         "item": (torch.int64, "[n]", [n]),
@@ -340,6 +363,8 @@ def _check_tensors(interactions: Interactions, name: str) -> None:
         "session": (torch.int64, "[n]", [n]),
         "category": (torch.int64, "[num_items + 1]", [rows]),
         "text": (torch.float32, "[num_items + 1, D]", [rows, max(width, 1)]),
+        "attribute": (torch.int64, "[m]", [m]),
+        "attribute_indptr": (torch.int64, "[num_items + 2]", [rows + 1]),
     }
     for field, (dtype, letters, shape) in wanted.items():
         value = getattr(interactions, field)
@@ -418,6 +443,35 @@ def _check_features(interactions: Interactions, name: str) -> None:
     for field, value in (("category", category), ("text", text)):
         if value is not None and value[0].any():
             raise DataError(f"{name}: {field}[0] must be 0: item 0 is padding")
+
+
+def _check_attributes(interactions: Interactions, name: str) -> None:
+    attribute, indptr = interactions.attribute, interactions.attribute_indptr
+    if attribute is None or indptr is None:
+        if attribute is not indptr:
+            raise DataError(
+                f"{name}: attribute and attribute_indptr go together: give both or neither"
+            )
+        return
+    bad = (attribute < 0).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{name}: attribute[{row}] is {int(attribute[row])} ({len(bad)} such), must be at "
+            "least 0: leave out what is not known"
+        )
+    ends = [int(indptr[0]), int(indptr[1]), int(indptr[-1])]
+    if ends != [0, 0, len(attribute)]:
+        raise DataError(
+            f"{name}: attribute_indptr begins with {ends[0]}, {ends[1]} and ends with {ends[2]}, "
+            f"must begin with 0, 0, for item 0 is padding, and end with {len(attribute)}, the "
+            "entries of attribute"
+        )
+    falls = (indptr.diff() < 0).nonzero()
+    if len(falls):
+        raise DataError(
+            f"{name}: attribute_indptr falls after item {int(falls[0])}, must never decrease"
+        )
 
 
 def _check_order(interactions: Interactions, name: str) -> None:

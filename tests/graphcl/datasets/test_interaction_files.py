@@ -103,6 +103,19 @@ def test_an_archive_is_read_as_documented(archive):
     assert log.title == ("", "A", "", "C")
 
 
+def test_attributes_of_an_archive_are_read_and_tell_how_many_items_there_are(archive):
+    path = archive(
+        items=np.array([1, 2], np.uint16),
+        indptr=np.array([0, 2]),
+        tags=np.array([7, 7, 3], np.int32),
+        tag_bounds=np.array([0, 0, 2, 2, 3], np.int32),
+    )
+    log = load_interactions(path, names={"attribute": "tags", "attribute_indptr": "tag_bounds"})
+    assert log.num_items == 3
+    assert log.attribute.tolist() == [7, 7, 3]
+    assert log.attribute_indptr.tolist() == [0, 0, 2, 2, 3]
+
+
 def test_sequences_are_in_order_as_they_are(archive):
     path = archive(clicks=np.array([5, 1, 5, 2], np.uint16), bounds=np.array([0, 3, 3, 4]))
     log = load_interactions(path, names={"items": "clicks", "indptr": "bounds"})
@@ -247,6 +260,15 @@ ARCHIVES = {
     "contradiction": (
         {**SEQUENCES, "time": [5, 4, 1]},
         r"time\[1\] is 4 after 5 of the same user, 0 \(1 such\): sort the rows",
+    ),
+    "boundless": (ROWS | {"attribute": [1]}, "attribute and attribute_indptr go together"),
+    "half attribute": (
+        ROWS | {"attribute": [0.5], "attribute_indptr": [0, 0, 1, 1]},
+        "attribute is float64, must be an integer dtype",
+    ),
+    "bounds": (
+        ROWS | {"attribute": [5, 5], "attribute_indptr": [0, 0, 2, 1]},
+        "attribute_indptr begins with 0, 0 and ends with 1",
     ),
     "objects": (ROWS | {"user": np.array([None] * 3)}, "user cannot be read"),
 }

@@ -27,6 +27,8 @@ def make(**changes):
         category_name=("", "tea", "cup"),
         text=torch.arange(12.0).reshape(6, 2) * torch.tensor([[0], [1], [1], [1], [1], [1]]),
         title=("", "Green tea", "Cup", "", "Black tea", "Cup"),
+        attribute=torch.tensor([4, 0, 9, 4, 4, 2]),
+        attribute_indptr=torch.tensor([0, 0, 2, 3, 3, 5, 6]),
     )
     return replace(interactions, **changes)
 
@@ -83,7 +85,7 @@ def test_legal_interactions_pass_unchanged():
     assert len(interactions) == 6
     assert repr(interactions) == (
         "Interactions('shop', 6 of 3 users with 5 items, with time, session, user_name, "
-        "item_name, category, text, title)"
+        "item_name, category, text, title, attribute)"
     )
 
 
@@ -159,6 +161,23 @@ RULES = {
     "NaN": (("text", (2, 1), float("nan")), r"text\[2, 1\] is nan \(1 such\), must be finite"),
     "padding's text": (("text", (0, 0), 1.0), r"text\[0\] must be 0"),
     "titles": ({"title": ("", "Cup")}, "title has 2 entries, must have 6"),
+    "boundless": ({"attribute_indptr": None}, "attribute and attribute_indptr go together"),
+    "bounds of nothing": ({"attribute": None}, "attribute and attribute_indptr go together"),
+    "attribute": (("attribute", 2, -1), r"attribute\[2\] is -1 \(1 such\), must be at least 0"),
+    "square attributes": (
+        {"attribute": torch.zeros(6, 1).long()},
+        r"attribute has shape \[6, 1\], must be \[m\]",
+    ),
+    "few bounds": (
+        {"attribute_indptr": torch.tensor([0, 0, 6])},
+        r"attribute_indptr has shape \[3\], must be \[num_items \+ 2\]",
+    ),
+    "padding's attribute": (
+        ("attribute_indptr", 1, 1),
+        "attribute_indptr begins with 0, 1 and ends with 6, must begin with 0, 0, for item 0 is",
+    ),
+    "bounds beyond": (("attribute_indptr", 6, 7), "attribute_indptr begins .* end with 6, the"),
+    "falling bounds": (("attribute_indptr", 3, 1), "attribute_indptr falls after item 2, must"),
 }
 
 
@@ -223,6 +242,24 @@ def test_features_follow_the_items_of_a_core():
     assert core.category.tolist() == [0, 1]
     assert core.text.tolist() == [[0, 0], [2, 3]]
     assert core.title == ("", "Green tea")
+    assert core.attribute.tolist() == [4, 0]
+    assert core.attribute_indptr.tolist() == [0, 0, 2]
+
+
+def test_attributes_stay_with_their_items_where_others_leave():
+    log = replace(
+        make(),
+        user=torch.tensor([0, 0, 0, 0, 1, 1, 1]),
+        item=torch.tensor([1, 2, 3, 4, 2, 3, 4]),
+        num_users=2,
+        time=None,
+        session=None,
+        user_name=("a", "b"),
+    )
+    core = log.k_core(2).validate()
+    assert core.item_name == ("", "q", "r", "s")
+    assert core.attribute.tolist() == [9, 4, 4]
+    assert core.attribute_indptr.tolist() == [0, 0, 1, 1, 3]
 
 
 def test_a_core_of_nothing_is_refused():
