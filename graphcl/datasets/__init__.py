@@ -4,6 +4,7 @@ from graphcl.datasets.confounded_series import ConfoundedSeries, confounded_seri
 from graphcl.datasets.digits import digits_graph
 from graphcl.datasets.interaction_files import load_interactions, save_interactions
 from graphcl.datasets.interactions import Interactions, InteractionSplit, ItemGroups
+from graphcl.datasets.item_texts import embed_texts
 from graphcl.datasets.node_graph import load_npz, save_npz
 from graphcl.datasets.outage_events import OutageEvents
 from graphcl.datasets.outage_files import (
@@ -44,6 +45,7 @@ __all__ = [
     "contextual_sbm",
     "count_classes",
     "digits_graph",
+    "embed_texts",
     "load",
     "load_interactions",
     "load_npz",
