@@ -1,5 +1,6 @@
 """The one contrastive kernel and the losses that are settings of it; torch only."""
 
+from graphcl.contrast.correlation import correlation_loss
 from graphcl.contrast.kernel import Reduction, ScoreName, contrastive_loss
 from graphcl.contrast.losses import (
     InfoNCE,
@@ -23,6 +24,7 @@ __all__ = [
     "SupervisedContrastive",
     "TileFunction",
     "contrastive_loss",
+    "correlation_loss",
     "info_nce",
     "prototype_contrast",
     "supervised_contrastive",
