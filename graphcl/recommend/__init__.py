@@ -3,6 +3,7 @@
 from graphcl.recommend.baselines import GRU4Rec, SASRec
 from graphcl.recommend.bipcl import BIPCL, BIPCLConfig
 from graphcl.recommend.evaluation import SplitFigures, evaluate_split
+from graphcl.recommend.faerec import FAERec, FAERecConfig
 from graphcl.recommend.methods import RECOMMENDERS, load_recommender
 from graphcl.recommend.popularity import Popularity, PopularityConfig
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
@@ -13,6 +14,8 @@ __all__ = [
     "BIPCL",
     "RECOMMENDERS",
     "BIPCLConfig",
+    "FAERec",
+    "FAERecConfig",
     "GRU4Rec",
     "Histories",
     "Popularity",

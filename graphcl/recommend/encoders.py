@@ -34,27 +34,42 @@ class TransformerEncoder(nn.Module):
         num_heads: int = 2,
     ):
         super().__init__()
-        self.num_heads = num_heads
         self.position = nn.Parameter(torch.empty(length, channels))
         nn.init.normal_(self.position, std=0.02)
         self.norm = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
-        layers = (
+        self.layers = CausalLayers(channels, dropout, num_layers, num_heads)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.dropout(self.norm(x + self.position[-x.size(1) :]))
+        return self.layers(x, mask)
+
+
+class CausalLayers(nn.ModuleList):
+    """The layers of :class:`TransformerEncoder`, for vectors that know their positions.
+
+    Args:
+        channels: D.
+        dropout: Of attention and of hidden layers.
+        num_layers: Layers, of the post-norm kind.
+        num_heads: Heads of each; divides D.
+    """
+
+    def __init__(self, channels: int, dropout: float, num_layers: int = 2, num_heads: int = 2):
+        super().__init__(
             nn.TransformerEncoderLayer(
                 channels, num_heads, 4 * channels, dropout, "gelu", batch_first=True
             )
             for _ in range(num_layers)
         )
-        self.layers = nn.ModuleList(layers)
+        self.num_heads = num_heads
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        width = x.size(1)
-        x = self.dropout(self.norm(x + self.position[-width:]))
-        place = torch.arange(width, device=x.device)
+        place = torch.arange(x.size(1), device=x.device)
         # Padding sees itself: a softmax over nothing would be NaN.
         visible = mask[:, None] & (place[:, None] >= place) | (place[:, None] == place)
         hidden = (~visible).repeat_interleave(self.num_heads, dim=0)
-        for layer in self.layers:
+        for layer in self:
             x = layer(x, src_mask=hidden)
         return x
 
