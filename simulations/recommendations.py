@@ -18,6 +18,7 @@ from federation.tables import Table, key
 from graphcl.datasets import (
     Interactions,
     InteractionSplit,
+    embed_texts,
     load_interactions,
     simulate_interactions,
 )
@@ -28,6 +29,7 @@ from simulations.keys import describe_config
 # What gives every item an embedding of what is known of it, one line each.
 TEXTS: dict[str, Callable[[Interactions], Interactions]] = {
     "none": lambda interactions: interactions,
+    "tfidf": embed_texts,
 }
 
 
@@ -48,7 +50,8 @@ class RecommendTable(Table):
     )
     k_core: int = key(1, "leave out users and items with fewer interactions, repeatedly", ge=1)
     text: str = key(
-        "none", f"what embeds the items' texts, of {', '.join(TEXTS)}; none = as the file has it"
+        "none",
+        "tfidf = embed words, categories and attributes of items; none = as the file has it",
     )
     split: Literal["leave-one-out", "time"] = key(
         "leave-one-out",

@@ -5,6 +5,7 @@ from pathlib import Path
 from graphcl.errors import GraphCLError
 from graphcl.recommend.baselines import GRU4Rec, SASRec
 from graphcl.recommend.bipcl import BIPCL
+from graphcl.recommend.faerec import FAERec
 from graphcl.recommend.popularity import Popularity
 from graphcl.recommend.recommender import Recommender
 from graphcl.training import load_weights
@@ -14,6 +15,7 @@ RECOMMENDERS: dict[str, type[Recommender]] = {
     "gru4rec": GRU4Rec,
     "sasrec": SASRec,
     "bipcl": BIPCL,
+    "faerec": FAERec,
 }
 
 

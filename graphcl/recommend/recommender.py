@@ -24,7 +24,7 @@ class RecommenderConfig:
     """What every recommender that is trained by gradients is told.
 
     Attributes:
-        hidden_channels: Width of items and states.
+        hidden_channels: Width of items and states, an even number.
         length: Events that are read at most, the latest.
         dropout: In the encoder.
         negatives: Items against which a target is compared, drawn anew for every batch and shared
@@ -55,6 +55,8 @@ class RecommenderConfig:
         check_fields(self, ("negatives", "val_events"), lambda v: v >= 0, "at least 0")
         check_fields(self, ("learning_rate",), lambda v: v > 0, "above 0")
         check_fields(self, ("dropout",), lambda v: 0 <= v < 1, "at least 0 and below 1")
+        even = "even, for the two heads of attention"
+        check_fields(self, ("hidden_channels",), lambda v: v % 2 == 0, even)
 
 
 class Recommender(nn.Module, ABC):

@@ -8,9 +8,17 @@ import torch
 from graphcl.datasets import Interactions, simulate_interactions
 from graphcl.errors import DataError, GraphCLError
 from graphcl.metrics.ranking import ndcg
-from graphcl.recommend import BIPCL, GRU4Rec, Histories, Recommender, RecommenderConfig, SASRec
+from graphcl.recommend import (
+    BIPCL,
+    FAERec,
+    GRU4Rec,
+    Histories,
+    Recommender,
+    RecommenderConfig,
+    SASRec,
+)
 
-METHODS: list[type[Recommender]] = [BIPCL, GRU4Rec, SASRec]
+METHODS: list[type[Recommender]] = [BIPCL, FAERec, GRU4Rec, SASRec]
 SETTINGS = {
     "hidden_channels": 16,
     "length": 8,
@@ -123,6 +131,8 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
         small(type(model)).fit(interactions, other)
     with pytest.raises(GraphCLError, match="dropout is 1"):
         RecommenderConfig(dropout=1)
+    with pytest.raises(GraphCLError, match="hidden_channels is 5, must be even"):
+        RecommenderConfig(hidden_channels=5)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
