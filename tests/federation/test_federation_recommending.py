@@ -13,6 +13,7 @@ from federation.records import to_tensors
 from federation.scores import SCORES
 from federation.strategies import ALGORITHMS
 from federation.strategies.weights import shared_weights
+from federation.tables import TRAINED_RECOMMENDERS
 from graphcl.datasets import Interactions, save_interactions, simulate_interactions
 from graphcl.recommend import RECOMMENDERS, SASRec, Sequences
 from simulations.carriers.local import LocalGrid
@@ -98,6 +99,15 @@ def test_what_reads_sequences_is_averaged_and_the_items_stay(shops, staged, thre
         assert kept(grid, partition)["network.item.weight"].shape == (size + 1, 8)
 
 
+def test_of_bipcl_the_intents_cross_and_the_items_stay(shops, staged, three_shops, tmp_path):
+    grid = staged(shops("fedavg", tmp_path, **three_shops, **{"recommend.method": "bipcl"}))
+    grid.serve()
+    up = to_tensors(grid.replies["train", 2, 0].content["arrays"])
+    intents = {f"network.{side}_intent.prototype" for side in ("item", "user")}
+    assert {n for n in up if not n.startswith("network.encoder.")} == intents
+    assert set(kept(grid, 0)) == {"network.item.weight"}
+
+
 def test_dealt_users_share_the_items_and_keep_nothing(shops, staged, tmp_path):
     grid = staged(shops("fedavg", tmp_path))
     grid.serve()
@@ -117,7 +127,7 @@ def test_the_vectors_of_dealt_users_stay(shops, staged, with_user_tables, tmp_pa
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "feddbp", "local"])
-@pytest.mark.parametrize("method", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("method", TRAINED_RECOMMENDERS)
 def test_clients_start_from_the_servers_weights(shops, three_shops, strategy, method):
     keys = {"recommend.method": method, **three_shops}
     experiment = shops(strategy, **keys)
@@ -151,9 +161,13 @@ def test_the_last_of_a_round_does_not_decide_what_another_is_scored_by(shops, st
         assert evaluated(grid, partition)["ndcg-10"] == by_hand(grid, partition, weights)
 
 
-@pytest.mark.parametrize("strategy", FEDERATED)
-def test_a_client_with_one_user_takes_part(shops, staged, tmp_path, lines_of, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [*((name, "sasrec") for name in FEDERATED), *(("fedavg", m) for m in TRAINED_RECOMMENDERS)],
+)
+def test_a_client_with_one_user_takes_part(shops, staged, tmp_path, lines_of, strategy, method):
     keys = {"data.interactions.users": 5, "partition.clients": 5, "strategy.fraction": 0.4}
+    keys["recommend.method"] = method
     grid = staged(shops(strategy, tmp_path / "run", **keys))
     grid.serve()
     for server_round in (1, 2):
