@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from graphcl.recommend.evaluation import CUTOFFS
+
 
 @dataclass(frozen=True)
 class Score:
@@ -58,7 +60,6 @@ _CLASSES = (
     Score("roc-auc", "ROC AUC", "higher", percent=True),  # of two classes alone
 )
 
-CUTOFFS = (5, 10, 20)  # lengths of the lists that recommendations are scored by
 GROUPS = ("head", "tail")  # of items, by how often they are taken
 
 

@@ -15,8 +15,13 @@ from federation.experiment import Experiment
 from federation.learners.union import ranges, side_by_side
 from federation.partition import PartitionReport, catalogues, deal, events_report
 from federation.tables import PROTOTYPE_STRATEGIES, Partition
-from graphcl.datasets import Interactions, load_interactions, simulate_interactions
-from graphcl.datasets.interactions import InteractionSplit, ItemGroups
+from graphcl.datasets import (
+    Interactions,
+    InteractionSplit,
+    ItemGroups,
+    load_interactions,
+    simulate_interactions,
+)
 from graphcl.errors import ConfigError, DataError
 from graphcl.training import derive_seed
 

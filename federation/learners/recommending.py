@@ -21,7 +21,7 @@ from federation.learners.base import (
 )
 from federation.learners.platforms import platform_of, platforms
 from federation.learners.probe import fit_probe
-from federation.scores import CUTOFFS, GROUPS
+from federation.scores import GROUPS
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.datasets import Interactions
 from graphcl.metrics.ranking import (
@@ -33,6 +33,7 @@ from graphcl.metrics.ranking import (
     rank_targets,
 )
 from graphcl.recommend import RECOMMENDERS, Histories, Recommender, Sequences, TrainingBatches
+from graphcl.recommend.evaluation import CUTOFFS
 from graphcl.recommend.sequences import cut
 from graphcl.training import derive_seed, fit
 

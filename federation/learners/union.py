@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graphcl.datasets import Interactions
-from graphcl.datasets.interactions import InteractionSplit
+from graphcl.datasets import Interactions, InteractionSplit
 
 
-class Union(NamedTuple):
+class SideBySide(NamedTuple):
     """Platforms side by side.
 
     Attributes:
@@ -32,7 +31,7 @@ def side_by_side(
     labels: Sequence[Tensor],
     class_names: Sequence[str],
     one_catalogue: bool,
-) -> Union:
+) -> SideBySide:
     """Number the users of several platforms one after the other, and their items unless shared.
 
     Args:
@@ -62,7 +61,7 @@ def side_by_side(
         )
         for parts in zip(*splits, strict=True)
     ]
-    return Union(InteractionSplit(*joined), users, items, label)
+    return SideBySide(InteractionSplit(*joined), users, items, label)
 
 
 def ranges(sizes: Sequence[int], start: int = 0) -> list[slice]:
