@@ -46,7 +46,7 @@ def test_shops_learn_to_recommend_and_the_report_speaks_of_them(graphcl, tmp_pat
     monkeypatch.setattr(terminal, "console", terminal.Console(width=100))
     code, out = graphcl("run", str(CONFIGS / "shops.toml"), *SMALL)
     assert code == 0, out
-    said = r"fedavg over 4 clients of 10 to 10 users, 10 classes, \d+% of\s\d+ events cut; encoders"
+    said = r"fedavg over 8 clients of 5 to 5 users, 10 classes, \d+% of\s\d+ events cut; encoders"
     assert re.search(said, out), out
     (directory,) = (tmp_path / "runs").iterdir()
     found = [json.loads(path.read_text()) for path in directory.rglob("summary.json")]
@@ -62,7 +62,7 @@ def test_shops_learn_to_recommend_and_the_report_speaks_of_them(graphcl, tmp_pat
     assert re.search(r"\d+ of \d+ events \(\d+.\d.%\) are with items that the user's client", words)
     assert "the number counts the events" in words
     assert "An event's class is the category of its item." in words
-    assert "Client Encoder Users Events Label entropy 0 sasrec 10" in words
+    assert "Client Encoder Users Events Label entropy 0 sasrec 5" in words
     before_configuration = words.split("[run]")[0]
     assert not re.search(r"\b(nodes?|edges?|accuracy|homophily)\b", before_configuration, re.I)
 
