@@ -134,6 +134,8 @@ def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
             context.state[_STATE] = stored = to_arrays(state)
         learner.holds = stored if keep or not exchange.mixes else None
+    else:
+        learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
 
 
 def experiment_of(run_config: dict[str, Scalar]) -> Experiment:

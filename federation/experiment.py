@@ -14,19 +14,20 @@ from typing import Any, Self
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
+from federation.data_tables import DataTable
+from federation.keys import Table
 from federation.tables import (
     PROTOTYPE_STRATEGIES,
     WEIGHT_STRATEGIES,
-    DataTable,
     Forecast,
     Model,
     Outages,
     Partition,
     Pretrain,
+    Recommend,
     Run,
     Simulation,
     Strategy,
-    Table,
     Task,
     Train,
 )
@@ -46,6 +47,7 @@ class Experiment(Table):
     pretrain: Pretrain = Pretrain()
     outages: Outages = Outages()
     forecast: Forecast = Forecast()
+    recommend: Recommend = Recommend()
     train: Train = Train()
     strategy: Strategy = Strategy()
     simulation: Simulation = Simulation()
@@ -63,22 +65,30 @@ class Experiment(Table):
                 f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
                 "leave it at 0"
             )
-        planned = (self.strategy.name, *self.run.compare.split(", "))
+        if (self.partition.scheme == "users") > (self.task.name == "recommend"):
+            raise ValueError(
+                f"partition.scheme: 'users' deals out the users of interactions, but task.name = "
+                f"'{self.task.name}'; choose another scheme, or task.name = 'recommend'"
+            )
+        planned = self.planned
         if "scfsgl" in planned and self.task.name != "forecast":
             raise ValueError(
                 f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{self.task.name}'; "
                 "choose another strategy, or task.name = 'forecast'"
             )
-        if "fedper" in planned and self.task.name == "pretrain":
+        headless = {"pretrain": "a label-free method", "recommend": "a recommender"}
+        if "fedper" in planned and self.task.name in headless:
             raise ValueError(
-                "strategy.name: 'fedper' leaves the last layers on their node, and a label-free "
-                "method has none behind its embedding; take 'fedavg', with "
+                f"strategy.name: 'fedper' leaves the last layers on their node, and "
+                f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":
             self._possible_forecasts()
+        if self.task.name == "recommend":
+            self._possible_recommendations()
         feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
@@ -121,28 +131,27 @@ class Experiment(Table):
                 f"data.source: '{self.data.source}' holds no outages; use 'storms', a folder of "
                 "CSV tables or an .npz file"
             )
-        planned = (self.strategy.name, *self.run.compare.split(", "))
-        if "pooled" in planned and self.data.outages.newcomer:
+        if "pooled" in self.planned and self.data.outages.newcomer:
             raise ValueError(
                 "data.outages.newcomer: pooled training has all storms of all districts, so "
                 "nobody is new; leave 'pooled' out"
             )
 
     def _possible_forecasts(self) -> None:
-        planned = {self.strategy.name, *self.run.compare.split(", ")}
-        rows, matching = self.forecast.num_prototypes, planned & {"scfsgl", *PROTOTYPE_STRATEGIES}
+        rows = self.forecast.num_prototypes
+        matching = self.planned & {"scfsgl", *PROTOTYPE_STRATEGIES}
         if rows < 2 and (matching or rows == 1):
             raise ValueError(
                 f"forecast.num_prototypes: {rows} rows are no codebook to match"
                 f"{', as ' + min(matching) + ' does' if matching else ''}; take at least 2"
             )
-        if "pooled" in planned and self.partition.scheme != "louvain":
+        if "pooled" in self.planned and self.partition.scheme != "louvain":
             raise ValueError(
                 "strategy.name: 'pooled' has one network for all sensors, but unlike series have "
                 "none in common; leave 'pooled' out, or divide one series (partition.scheme = "
                 "'louvain')"
             )
-        source, scheme, paths = self.data.source, self.partition.scheme, self.data.series_paths
+        source, scheme, paths = self.data.source, self.partition.scheme, self.data.paths
         simulated = source == "confounded"
         if scheme == "dirichlet":
             raise ValueError(
@@ -166,6 +175,62 @@ class Experiment(Table):
                 f"{len(paths)} series, one per client: set it to {len(paths)}"
             )
 
+    def _possible_recommendations(self) -> None:
+        source, scheme, paths = self.data.source, self.partition.scheme, self.data.paths
+        table, clients = self.data.interactions, self.partition.clients
+        simulated = source == "shoppers"
+        if scheme not in ("natural", "users"):
+            raise ValueError(
+                f"partition.scheme: '{scheme}' divides a graph, but task.name = 'recommend'; set "
+                "it to 'natural' for one platform per client, or to 'users' for the users of one"
+            )
+        foreign = [path for path in paths if not path.endswith((".npz", ".csv", ".csv.gz"))]
+        if foreign and not simulated:
+            raise ValueError(
+                f"data.source: '{foreign[0]}' holds no interactions; use 'shoppers', or the paths "
+                "of .npz, .csv or .csv.gz files"
+            )
+        if scheme == "natural" and simulated:
+            raise ValueError(
+                "partition.scheme: 'natural' takes one platform per client from files, but "
+                "data.source = 'shoppers' is one platform; set it to 'users', or name files"
+            )
+        if scheme == "natural" and len(paths) != clients:
+            raise ValueError(
+                f"partition.clients is {clients}, but data.source lists {len(paths)} platforms, "
+                f"one per client: set it to {len(paths)}"
+            )
+        if scheme == "natural" and table.catalogue < 1:
+            raise ValueError(
+                f"data.interactions.catalogue: {table.catalogue:g} of one catalogue was asked for, "
+                "but under partition.scheme = 'natural' each client has its own; leave it at 1"
+            )
+        if scheme == "users" and len(paths) > 1:
+            raise ValueError(
+                f"partition.scheme: 'users' deals out the users of one platform, but data.source "
+                f"lists {len(paths)}; name one file, or choose natural"
+            )
+        if simulated and clients > table.users:
+            raise ValueError(
+                f"partition.clients: {clients} clients need a user each, but "
+                f"data.interactions.users is {table.users}; lower the one or raise the other"
+            )
+        if table.item_tables and len(table.item_paths) != len(paths):
+            raise ValueError(
+                f"data.interactions.item_tables: '{table.item_tables}' does not go with the "
+                f"{len(paths)} of data.source; name one for each, or none"
+            )
+        if self.model.embedding_channels % 2:
+            raise ValueError(
+                f"model.embedding_channels: {self.model.embedding_channels} cannot be shared out "
+                "over the two heads of a recommender's attention; take an even number"
+            )
+
+    @property
+    def planned(self) -> set[str]:
+        """The strategies that are to be run, one after the other."""
+        return {self.strategy.name, *self.run.compare.split(", ")}
+
     @property
     def encoder_names(self) -> list[str]:
         """The encoders in turn: client i has the (i mod n)-th."""
@@ -175,6 +240,8 @@ class Experiment(Table):
             return ["sa_hgnn"]
         if self.task.name == "forecast":
             return ["sc_fsgl"]
+        if self.task.name == "recommend":
+            return [self.recommend.method]
         return self.model.encoder_names
 
     @property

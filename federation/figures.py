@@ -121,7 +121,7 @@ def _weights(scores: Sequence[Score]) -> dict[str, str]:
         first.name: "num-examples",
         first.val_name: "val-examples",
         "test-loss": "num-examples",
-        **{other.name: "num-examples" for other in others},
+        **{other.name: other.weight for other in others},
     }
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from graphcl.recommend.evaluation import CUTOFFS
+
 
 @dataclass(frozen=True)
 class Score:
@@ -15,6 +17,7 @@ class Score:
         percent: Whether it is a share, which the report shows as a percentage.
         detail: Whether it is for the report alone, which has more room than the terminal.
         meaning: A sentence on what it is, where its label does not tell.
+        weight: Name of the number of examples that it is a mean over, in the metrics of a client.
     """
 
     name: str
@@ -23,6 +26,7 @@ class Score:
     percent: bool = False
     detail: bool = False
     meaning: str = ""
+    weight: str = "num-examples"
 
     @property
     def val_name(self) -> str:
@@ -56,6 +60,16 @@ _CLASSES = (
     Score("roc-auc", "ROC AUC", "higher", percent=True),  # of two classes alone
 )
 
+GROUPS = ("head", "tail")  # of items, by how often they are taken
+
+
+def _lists(k: int, detail: bool) -> tuple[Score, ...]:
+    return (
+        Score(f"ndcg-{k}", f"NDCG@{k}", "higher", detail=detail),
+        Score(f"hit-ratio-{k}", f"HR@{k}", "higher", detail=detail),
+    )
+
+
 HORIZONS = (3, 6, 12)  # steps ahead at which forecasts are scored one by one
 
 
@@ -88,5 +102,27 @@ SCORES: dict[str, tuple[Score, ...]] = {
         ),
         *_errors("", ""),
         *(score for h in HORIZONS for score in _errors(f"-{h}", f" of step {h}")),
+    ),
+    "recommend": (
+        Score(
+            "ndcg-10",
+            "NDCG@10",
+            "higher",
+            meaning="All items of a client's catalogue that a user has not taken compete with the "
+            "one held out; one that the user had taken before counts as missed.",
+        ),
+        *_lists(10, detail=False)[1:],
+        Score("mrr", "MRR", "higher"),
+        *(score for k in CUTOFFS if k != 10 for score in _lists(k, detail=True)),
+        *(
+            Score(
+                f"hit-ratio-10-{group}",
+                f"HR@10 of the {group}",
+                "higher",
+                detail=True,
+                weight=f"{group}-examples",
+            )
+            for group in GROUPS
+        ),
     ),
 }

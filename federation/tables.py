@@ -1,19 +1,16 @@
-"""The tables of the experiment file: every key with its type, default, rules and meaning."""
+"""The tables of the experiment file: every key with its type, default, rules and meaning.
 
-import difflib
-from typing import Annotated, Any, Literal, Self
+Those of the data are in :mod:`federation.data_tables`.
+"""
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
+
+from federation.keys import Table, key, known_names, listed
 from graphcl.nodes import ENCODERS, ASPECTConfig
 from graphcl.outages import SAHGNNConfig
+from graphcl.recommend import RECOMMENDERS, RecommenderConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
 STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl", "pooled")
@@ -21,67 +18,44 @@ STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scf
 WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
-
-
-def _names(text: str, known: tuple[str, ...], what: str) -> str:
-    """Check a comma-separated list of names; return it in its normal form."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
-    return ", ".join(names)
+TRAINED_RECOMMENDERS = tuple(
+    name for name, kind in RECOMMENDERS.items() if issubclass(kind.config_type, RecommenderConfig)
+)
 
 
 def _encoders(text: str) -> str:
-    names = _names(text, tuple(ENCODERS), "encoder")
+    names = known_names(text, tuple(ENCODERS), "encoder")
     if not names:
         raise ValueError(f"name at least one encoder (known: {', '.join(ENCODERS)})")
     return names
 
 
+def _recommender(text: str) -> str:
+    name = known_names(text, TRAINED_RECOMMENDERS, "recommender")
+    if name not in TRAINED_RECOMMENDERS:
+        raise ValueError(f"name one recommender (known: {', '.join(TRAINED_RECOMMENDERS)})")
+    return name
+
+
 def _strategy(text: str) -> str:
-    name = _names(text, STRATEGIES, "strategy")
+    name = known_names(text, STRATEGIES, "strategy")
     if name not in STRATEGIES:
         raise ValueError(f"name one strategy (known: {', '.join(STRATEGIES)})")
     return name
 
 
 def _strategies(text: str) -> str:
-    return _names(text, STRATEGIES, "strategy")
-
-
-def _listed(text: str) -> str:
-    return ", ".join(name.strip() for name in text.split(",") if name.strip())
-
-
-def key(default: Any, meaning: str, **rules: Any) -> Any:
-    """Declare a key: its default, its meaning for ``graphcl keys``, and its rules."""
-    return Field(default, description=meaning, **rules)
-
-
-class Table(BaseModel):
-    """A table of the experiment file: frozen, typed, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_booleans(cls, value: object) -> object:
-        """Refuse true and false, which Python would take for 1 and 0; no key is boolean."""
-        if isinstance(value, bool):
-            raise ValueError("must not be true or false")
-        return value
+    return known_names(text, STRATEGIES, "strategy")
 
 
 class Task(Table):
     """What the clients learn."""
 
-    name: Literal["classify", "pretrain", "outages", "forecast"] = key(
+    name: Literal["classify", "pretrain", "outages", "forecast", "recommend"] = key(
         "classify",
         "node classes from labels, embeddings without labels, probed linearly, the outages of "
-        "storms, one district per client, or the next steps of series, one graph of sensors each",
+        "storms, one district per client, the next steps of series, one graph of sensors each, or "
+        "the item that a user takes next, one platform or some users each",
     )
 
 
@@ -102,137 +76,13 @@ class Run(Table):
     directory: str = key("", "run directory under flwr run; empty = a new one under runs/")
 
 
-class Digits(Table):
-    """scikit-learn's handwritten digits as a k-nearest-neighbour graph."""
-
-    neighbors: int = key(8, "nearest neighbours of every image", ge=1)
-
-
-class ContextualSBM(Table):
-    """A contextual stochastic block model: a graph generator with known homophily."""
-
-    nodes: int = key(1000, "number of nodes", ge=2)
-    classes: int = key(5, "number of classes, equally large", ge=2)
-    features: int = key(32, "width of the features", ge=1)
-    degree: float = key(10.0, "expected degree", gt=0)
-    homophily: float = key(0.8, "expected share of edges within a class", ge=0, le=1)
-    signal: float = key(1.0, "distance of the class means from the origin, in noise units", ge=0)
-
-
-def _pairs(text: str) -> str:
-    """Check a comma-separated list of pairs ``a=b``; return it in its normal form."""
-    pairs = [[part.strip() for part in pair.split("=")] for pair in _listed(text).split(", ")]
-    for pair in pairs:
-        if pair != [""] and (len(pair) != 2 or not all(pair)):
-            raise ValueError(f"write pairs such as 'event=storm, district=city', not '{pair[0]}'")
-    return ", ".join("=".join(pair) for pair in pairs)
-
-
-def _split_pairs(text: str) -> dict[str, str]:
-    return dict(pair.split("=") for pair in text.split(", ") if pair)
-
-
-class OutageData(Table):
-    """Storms and their outages, divided over the clients by district."""
-
-    columns: Annotated[str, AfterValidator(_pairs)] = key(
-        "", "what the file calls a key that we name otherwise, e.g. 'event=storm, district=city'"
-    )
-    units: Annotated[str, AfterValidator(_pairs)] = key(
-        "", "units of features whose name has none, e.g. 'gust=m/s, rain=mm'"
-    )
-    val_events: Annotated[str, AfterValidator(_listed)] = key(
-        "", "events to validate on; empty = the last fifth of those left"
-    )
-    test_events: Annotated[str, AfterValidator(_listed)] = key(
-        "", "events to test on; empty = the last quarter"
-    )
-    newcomer: str = key("", "district that has seen few storms; empty = none")
-    newcomer_events: Annotated[str, AfterValidator(_listed)] = key(
-        "", "events that the newcomer trains on"
-    )
-    locations: int = key(400, "storms: number of locations", ge=4)
-    events: int = key(24, "storms: number of events", ge=4)
-    districts: int = key(4, "storms: number of districts", ge=1)
-
-    @property
-    def column_names(self) -> dict[str, str]:
-        """:attr:`columns` by key."""
-        return _split_pairs(self.columns)
-
-    @property
-    def feature_units(self) -> dict[str, str]:
-        """:attr:`units` by feature."""
-        return _split_pairs(self.units)
-
-    @model_validator(mode="after")
-    def _newcomer_has_events(self) -> Self:
-        if bool(self.newcomer) != bool(self.newcomer_events):
-            raise ValueError("newcomer and newcomer_events go together; give both or neither")
-        return self
-
-
-class SeriesData(Table):
-    """Series of sensors, cut in the order of time into steps to train, validate and test on."""
-
-    train_ratio: float = key(0.7, "share of the steps, the first, to train on", gt=0, lt=1)
-    val_ratio: float = key(
-        0.1, "share of the steps after them to validate on; the rest tests", gt=0, lt=1
-    )
-    nodes: int = key(20, "confounded: sensors of every client", ge=1)
-    steps: int = key(2016, "confounded: number of steps, of five minutes", ge=1)
-
-    @model_validator(mode="after")
-    def _test_steps_remain(self) -> Self:
-        if self.train_ratio + self.val_ratio >= 1:
-            raise ValueError(
-                f"train_ratio + val_ratio = {self.train_ratio + self.val_ratio:g} leaves no test "
-                "steps; their sum must stay below 1"
-            )
-        return self
-
-
-class DataTable(Table):
-    """Where the graph comes from and how its nodes are split on every client."""
-
-    source: str = key(
-        "digits",
-        "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
-        "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file; "
-        "of series: confounded, or .npz files and .toml descriptions, e.g. 'a.npz, b.toml'",
-        min_length=1,
-    )
-    root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
-    train_ratio: float = key(0.2, "share of each class to train on", gt=0, lt=1)
-    val_ratio: float = key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
-    num_classes: int = key(0, "classes that the data must have; 0 = whatever they have", ge=0)
-    digits: Digits = Digits()
-    csbm: ContextualSBM = ContextualSBM()
-    outages: OutageData = OutageData()
-    series: SeriesData = SeriesData()
-
-    @property
-    def series_paths(self) -> list[str]:
-        """What :attr:`source` lists where it names files of series."""
-        return _listed(self.source).split(", ")
-
-    @model_validator(mode="after")
-    def _test_nodes_remain(self) -> Self:
-        if self.train_ratio + self.val_ratio >= 1:
-            raise ValueError(
-                f"train_ratio + val_ratio = {self.train_ratio + self.val_ratio:g} leaves no test "
-                "nodes; their sum must stay below 1"
-            )
-        return self
-
-
 class Partition(Table):
-    """How the nodes are divided over the clients."""
+    """How the data are divided over the clients."""
 
-    scheme: Literal["dirichlet", "louvain", "natural"] = key(
+    scheme: Literal["dirichlet", "louvain", "natural", "users"] = key(
         "dirichlet",
-        "by skewed classes, by graph communities, or as the data come: a graph, a district or a "
-        "series each",
+        "by skewed classes, by graph communities, as the data come: a graph, a district, a series "
+        "or a platform each, or users dealt out evenly, one each where there are as many clients",
     )
     clients: int = key(10, "number of clients", ge=1)
     alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
@@ -240,7 +90,7 @@ class Partition(Table):
 
 
 class Model(Table):
-    """The node encoders: client i takes the (i mod n)-th; pre-training reads only the width."""
+    """The node encoders; other tasks than classify read the width and, in part, the dropout."""
 
     encoders: Annotated[str, AfterValidator(_encoders)] = key(
         "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
@@ -358,6 +208,22 @@ class Forecast(Table):
     )
 
 
+_RECOMMEND = RecommenderConfig()
+
+
+class Recommend(Table):
+    """A recommender; its width is ``model.embedding_channels``, its steps are ``train``'s."""
+
+    method: Annotated[str, AfterValidator(_recommender)] = key(
+        "sasrec", f"what recommends: {', '.join(TRAINED_RECOMMENDERS)}"
+    )
+    length: int = key(_RECOMMEND.length, "events that are read at most, the latest", ge=1)
+    negatives: int = key(
+        _RECOMMEND.negatives, "items that a target is compared with; 0 = the whole catalogue", ge=0
+    )
+    batch_size: int = key(_RECOMMEND.batch_size, "windows of users' histories per step", ge=1)
+
+
 class Train(Table):
     """Local training on every client and round."""
 
@@ -428,7 +294,7 @@ class Strategy(Table):
         "feddbp", f"the federated algorithm: {', '.join(STRATEGIES)}"
     )
     fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
-    personal_weights: Annotated[str, AfterValidator(_listed)] = key(
+    personal_weights: Annotated[str, AfterValidator(listed)] = key(
         "",
         "weights that stay on their node under fedavg, fedprox and fedper, e.g. 'encoder.policy'",
     )

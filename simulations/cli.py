@@ -170,11 +170,12 @@ def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> No
     shares, report = clients.report.clients, clients.report
     sizes = sorted(share.nodes for share in shares)
     encoders = ", ".join(experiment.encoder_names)
-    classes = "" if isinstance(clients, Sites) else f"{clients.num_classes} classes, "
+    num_classes = 0 if isinstance(clients, Sites) else clients.num_classes
+    classes = f"{num_classes} classes, " if num_classes else ""
     terminal.say(
         f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
         f" of {sizes[0]} to {sizes[-1]} {clients.unit}, {classes}"
-        f"{report.cut_share:.0%} of {report.edges} edges cut; encoders {encoders};"
+        f"{report.cut_share:.0%} of {report.edges} {clients.links} cut; encoders {encoders};"
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )

@@ -7,19 +7,25 @@ from federation.learners.forecasting import ForecastLearner
 from federation.learners.graphs import ClientGraphs, client_graphs
 from federation.learners.nodes import NodeLearner
 from federation.learners.outages import OutageLearner
+from federation.learners.platforms import Platforms, platforms
 from federation.learners.pretraining import PretrainingLearner
+from federation.learners.recommending import RecommendLearner
 from federation.learners.sites import Sites, sites
 from federation.learners.territories import Territories, territories
 
 # By task.name.
-LEARNERS: dict[str, type[NodeLearner | PretrainingLearner | OutageLearner | ForecastLearner]] = {
+LEARNERS: dict[
+    str,
+    type[NodeLearner | PretrainingLearner | OutageLearner | ForecastLearner | RecommendLearner],
+] = {
     "classify": NodeLearner,
     "pretrain": PretrainingLearner,
     "outages": OutageLearner,
     "forecast": ForecastLearner,
+    "recommend": RecommendLearner,
 }
 
-Clients = ClientGraphs | Territories | Sites
+Clients = ClientGraphs | Territories | Sites | Platforms
 
 
 def clients_of(experiment: Experiment) -> Clients:
@@ -32,6 +38,8 @@ def clients_of(experiment: Experiment) -> Clients:
         return territories(experiment)
     if experiment.task.name == "forecast":
         return sites(experiment)
+    if experiment.task.name == "recommend":
+        return platforms(experiment)
     return client_graphs(experiment)
 
 
@@ -45,8 +53,10 @@ __all__ = [
     "Learner",
     "NodeLearner",
     "OutageLearner",
+    "Platforms",
     "PretrainingLearner",
     "Projector",
+    "RecommendLearner",
     "Sites",
     "clients_of",
 ]

@@ -32,21 +32,23 @@ Projector = Callable[[int], nn.Module]
 class Learner(ABC):
     """A model with its data on one node.
 
+    Args:
+        model: All that may cross the wire or stay on the node.
+        initial: Its state in the first round, where somebody has it already.
+
     Attributes:
         model: All that may cross the wire or stay on the node.
         holds: The stored record whose state this learner has, if it is known.
-        own: Names of weights that belong to the data of one client, under every algorithm.
         heads: Names of weights behind the embedding, which ``fedper`` leaves on their node.
     """
 
-    own: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ()
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None):
         self.model = model
-        self._initial = {name: value.clone() for name, value in model.state_dict().items()}
+        self._initial = copied(model.state_dict()) if initial is None else initial
         self.holds: object = None
         self.reset_optimizer()
 
@@ -70,6 +72,11 @@ class Learner(ABC):
             num_classes: Number of classes over all clients.
             projector: What the algorithm puts behind the embedding, if anything.
         """
+
+    @staticmethod
+    def own_names(experiment: Experiment) -> tuple[str, ...]:
+        """Return names of weights that belong to the data of one client, under every algorithm."""
+        return ()
 
     @abstractmethod
     def facts(self) -> dict[str, int]:
@@ -156,6 +163,11 @@ class LabelledLearner(Learner):
     @abstractmethod
     def features(self) -> Forward:
         """Return one pass over the training samples in evaluation mode, without gradient."""
+
+
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights that later steps do not change."""
+    return {name: value.clone() for name, value in weights.items()}
 
 
 def is_named(weight: str, names: Iterable[str]) -> bool:

@@ -31,6 +31,14 @@ from graphcl.training import derive_seed, fit
 
 _SPREAD = 64  # windows that stand for all of a part
 _PROBE_DECAY = 0.1
+# What belongs to the sensors of one site, and its encoder of the round before.
+_OWN = (
+    "network.scaler",
+    "network.calendar",
+    "network.profile",
+    "network.encoder.node",
+    "network.previous",
+)
 
 
 class ForecastNetwork(nn.Module):
@@ -70,14 +78,6 @@ class ForecastLearner(LabelledLearner):
         DataError: If no error relative to the last value's can be told of a part.
     """
 
-    # What belongs to the sensors of one site, and its encoder of the round before.
-    own: ClassVar[tuple[str, ...]] = (
-        "network.scaler",
-        "network.calendar",
-        "network.profile",
-        "network.encoder.node",
-        "network.previous",
-    )
     heads: ClassVar[tuple[str, ...]] = (
         "network.gate",
         "network.recall",
@@ -107,6 +107,10 @@ class ForecastLearner(LabelledLearner):
         }
         self.head = nn.Linear(self.embedding_channels, self.num_classes)
         super().__init__(model)
+
+    @staticmethod
+    def own_names(experiment: Experiment) -> tuple[str, ...]:
+        return _OWN
 
     def facts(self) -> dict[str, int]:
         windows = self.windows["train"]
@@ -258,8 +262,7 @@ class ForecastLearner(LabelledLearner):
             train = _splits(experiment, client)["train"]
             shared = network.state_dict()
             network = _network(experiment, derive_seed(seed, "sensors", client), train)
-            own = ForecastLearner.own
-            kept = {n: v for n, v in shared.items() if not is_named(f"network.{n}", own)}
+            kept = {n: v for n, v in shared.items() if not is_named(f"network.{n}", _OWN)}
             network.load_state_dict(kept, strict=False)
         if experiment.strategy.name in PROTOTYPE_STRATEGIES:
             network.codebook.requires_grad_(False)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
+from federation.data_tables import DataTable
 from federation.experiment import Experiment
 from federation.partition import (
     PartitionReport,
@@ -18,7 +19,7 @@ from federation.partition import (
     partition_report,
     subgraph,
 )
-from federation.tables import DataTable, Partition
+from federation.tables import Partition
 from graphcl.datasets import (
     contextual_sbm,
     count_classes,
@@ -49,6 +50,7 @@ class ClientGraphs:
     nodes: list[np.ndarray]
     whole: Data | None
     unit: ClassVar[str] = "nodes"
+    links: ClassVar[str] = "edges"
 
 
 def client_graphs(experiment: Experiment) -> ClientGraphs:

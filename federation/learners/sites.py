@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch_geometric.data import Data
 
+from federation.data_tables import DataTable, SeriesData
 from federation.experiment import Experiment
 from federation.learners.graphs import communities
 from federation.partition import PartitionReport, natural_report, partition_report
-from federation.tables import DataTable, Forecast, Partition, SeriesData
+from federation.tables import Forecast, Partition
 from graphcl.datasets import (
     SpatioTemporalSeries,
     chronological_split,
@@ -41,6 +42,7 @@ class Sites:
     nodes: list[torch.Tensor]
     report: PartitionReport
     unit: ClassVar[str] = "sensors"
+    links: ClassVar[str] = "edges"
 
 
 def sites(experiment: Experiment) -> Sites:
@@ -85,7 +87,7 @@ def _load(data: DataTable, num_clients: int, seed: int) -> list[SpatioTemporalSe
             seed=derive_seed(seed, "confounded"),
         )
         return [client.series for client in clients]
-    return [load_series(path, root=data.root or None) for path in data.series_paths]
+    return [load_series(path, root=data.root or None) for path in data.paths]
 
 
 def _graph(series: SpatioTemporalSeries) -> Data:

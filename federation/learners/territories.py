@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch_geometric.data import Data
 
+from federation.data_tables import DataTable
 from federation.experiment import Experiment
 from federation.partition import PartitionReport, partition_report
-from federation.tables import DataTable
 from graphcl.datasets import OutageEvents, load_outage_events, simulate_storms
 from graphcl.errors import ConfigError, PartitionError
 from graphcl.outages import NUM_SEVERITIES, severity
@@ -38,6 +38,7 @@ class Territories:
     num_classes: int
     report: PartitionReport
     unit: ClassVar[str] = "locations"
+    links: ClassVar[str] = "edges"
 
 
 def territories(experiment: Experiment) -> Territories:

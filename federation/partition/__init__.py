@@ -1,6 +1,7 @@
 """Ways of dividing a graph over clients: pure functions of the data and a seed."""
 
 from federation.partition.communities import louvain
+from federation.partition.interactions import catalogues, deal, events_report
 from federation.partition.label_skew import dirichlet
 from federation.partition.report import (
     ClientReport,
@@ -13,7 +14,10 @@ from federation.partition.silos import natural, subgraph
 __all__ = [
     "ClientReport",
     "PartitionReport",
+    "catalogues",
+    "deal",
     "dirichlet",
+    "events_report",
     "louvain",
     "natural",
     "natural_report",

@@ -80,7 +80,7 @@ def partition_report(data: Data, parts: Sequence[np.ndarray]) -> PartitionReport
                 nodes=len(part),
                 edges=int(edges[client]),
                 class_counts=tuple(counts[client].tolist()),
-                label_entropy=_entropy(counts[client]),
+                label_entropy=label_entropy(counts[client]),
                 edge_homophily=None
                 if alike is None or not edges[client]
                 else float(alike[client] / edges[client]),
@@ -126,6 +126,7 @@ def _owners(parts: Sequence[np.ndarray], num_nodes: int) -> np.ndarray:
     return owner
 
 
-def _entropy(counts: np.ndarray) -> float:
+def label_entropy(counts: np.ndarray) -> float:
+    """Return the entropy of classes by their counts, in nats."""
     shares = counts[counts > 0] / counts.sum()
     return float(np.sum(shares * np.log(1 / shares)))

@@ -33,21 +33,19 @@ class WeightsExchange(Exchange):
         return bool(personal_names(experiment))
 
     def state(self) -> dict[str, Tensor]:
-        weights = self.learner.model.state_dict()
-        return {name: v for name, v in weights.items() if is_personal(name, self.experiment)}
+        weights, stay = self.learner.model.state_dict().items(), personal_names(self.experiment)
+        return {name: value for name, value in weights if is_named(name, stay)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.learner.load_weights({**self.learner.model.state_dict(), **state})
 
     def receive(self, content: RecordDict) -> None:
-        self.received = to_tensors(content.array_records["arrays"])
-        self.learner.load_weights({**self.state(), **self.received})
+        received = to_tensors(content.array_records["arrays"])
+        self.learner.load_weights({**self.state(), **received})
         self.learner.reset_optimizer()
         self.proximal_mu = float(content.config_records["config"].get("proximal-mu", 0.0))  # type: ignore[arg-type]
         if self.proximal_mu:
-            anchor = {
-                k: v.to(next(self.learner.model.parameters())) for k, v in self.received.items()
-            }
+            anchor = {k: v.to(next(self.learner.model.parameters())) for k, v in received.items()}
             self._anchor = [
                 (parameter, anchor[name])
                 for name, parameter in self.learner.model.named_parameters()
@@ -70,18 +68,13 @@ def personal_names(experiment: Experiment) -> list[str]:
     """Return the names of the weights, or of modules of them, that stay on their node."""
     learner_type = LEARNERS[experiment.task.name]
     heads = learner_type.heads if experiment.strategy.name == "fedper" else ()
-    return [*learner_type.own, *heads, *experiment.strategy.personal_names]
-
-
-def is_personal(weight: str, experiment: Experiment) -> bool:
-    """Say whether a weight, by its name in the model's state, stays on its node."""
-    return is_named(weight, personal_names(experiment))
+    return [*learner_type.own_names(experiment), *heads, *experiment.strategy.personal_names]
 
 
 def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights that cross the wire: all but the personal ones."""
-    weights = model.state_dict().items()
-    return {name: value for name, value in weights if not is_personal(name, experiment)}
+    weights, stay = model.state_dict().items(), personal_names(experiment)
+    return {name: value for name, value in weights if not is_named(name, stay)}
 
 
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:

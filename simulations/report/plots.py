@@ -140,6 +140,7 @@ def class_shares(reading: RunReading, partition: PartitionReport) -> Plot | None
         return None
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with_numbers = num_clients <= _MANY_CLIENTS and num_classes <= _MANY_CLASSES
+    what = reading.classified
 
     def paint(axes: Axes) -> None:
         shade = np.empty((num_clients, num_classes, 4))
@@ -164,10 +165,10 @@ def class_shares(reading: RunReading, partition: PartitionReport) -> Plot | None
     return draw(
         "partition",
         "Classes of every client",
-        f"How the {reading.unit} of {num_classes} classes lie on {num_clients} clients; "
+        f"How the {what} of {num_classes} classes lie on {num_clients} clients; "
         f"{int((counts == 0).sum())} of {counts.size} combinations are empty.",
-        f"The stronger the colour, the larger the class's share of the client's {reading.unit}"
-        + (f"; the number counts the {reading.unit}." if with_numbers else "."),
+        f"The stronger the colour, the larger the class's share of the client's {what}"
+        + (f"; the number counts the {what}." if with_numbers else "."),
         paint,
         _rows_height(num_clients),
     )

@@ -17,8 +17,14 @@ from federation.partition import PartitionReport
 from federation.scores import SCORES, Score
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
+from simulations.report.units import percent
 
-_UNITS = {"outages": "locations", "forecast": "sensors"}
+_UNITS = {"outages": "locations", "forecast": "sensors", "recommend": "users"}
+_LINKS = {"recommend": "events"}
+_CLASSES_NOTES = {
+    "outages": "A location's class is the worst severity of its outages in the training events.",
+    "recommend": "An event's class is the category of its item.",
+}
 
 
 @dataclass(frozen=True)
@@ -242,11 +248,45 @@ class RunReading:
         return _UNITS.get(self.experiment.task.name, "nodes")
 
     @property
+    def links(self) -> str:
+        """What lies between those, in words."""
+        return _LINKS.get(self.experiment.task.name, "edges")
+
+    @property
+    def classified(self) -> str:
+        """What has a class, in words."""
+        return self.links if self.experiment.task.name == "recommend" else self.unit
+
+    @property
     def classes_note(self) -> str:
         """What the classes are where they are no labels."""
-        if self.experiment.task.name != "outages":
+        return _CLASSES_NOTES.get(self.experiment.task.name, "")
+
+    @property
+    def cut_note(self) -> str:
+        """What became of the edges of the whole, as a sentence about their number."""
+        report = self.partition
+        if report is None:
             return ""
-        return "A location's class is the worst severity of its outages in the training events."
+        lost, of, share = report.cut_edges, report.edges, percent(report.cut_share)
+        if self.experiment.task.name == "recommend":
+            return (
+                f"{lost} of {of} events ({share}) are with items that the user's client does not "
+                "offer and are lost."
+                if lost
+                else f"No event of the {of} is lost: every client offers what its users took."
+            )
+        return (
+            f"{lost} of {of} edges ({share}) join two clients and are lost to both."
+            if lost
+            else f"No edge of the {of} is cut: every edge lies within a client."
+        )
+
+    @property
+    def has_homophily(self) -> bool:
+        """Whether it can be said of edges that they join nodes of one class."""
+        clients = self.partition.clients if self.partition else ()
+        return any(client.edge_homophily is not None for client in clients)
 
     def encoder(self, client: int) -> str:
         """Return the encoder of a client: the list is dealt out in turn."""

@@ -15,6 +15,7 @@ from federation import client_app
 from federation.experiment import Experiment
 from federation.learners import NodeLearner
 from federation.run_directory import RunDirectory
+from graphcl.datasets import Interactions, save_interactions
 from graphcl.datasets.node_graph import save_npz
 from simulations.carriers.local import LocalGrid
 
@@ -66,6 +67,44 @@ def forecasts(tiny):
     return lambda strategy="fedavg", directory="", **keys: tiny(
         strategy, directory, **{**FORECAST, **keys}
     )
+
+
+SHOPS = {
+    "task.name": "recommend",
+    "data.source": "shoppers",
+    "data.interactions.users": 24,
+    "data.interactions.items": 40,
+    "partition.scheme": "users",
+    "model.embedding_channels": 8,
+    "model.dropout": 0.1,
+    "recommend.length": 6,
+    "recommend.batch_size": 8,
+}
+
+
+@pytest.fixture
+def shops(tiny):
+    """Build a tiny experiment on interactions, as ``tiny`` does."""
+    return lambda strategy="fedavg", directory="", **keys: tiny(
+        strategy, directory, **{**SHOPS, **keys}
+    )
+
+
+@pytest.fixture
+def stored_platforms(tmp_path):
+    """Write interactions to files of their own, one per client; return the keys that lead there."""
+
+    def write(*platforms: Interactions) -> dict[str, str | int]:
+        paths = [tmp_path / f"{one.name}.npz" for one in platforms]
+        for one, path in zip(platforms, paths, strict=True):
+            save_interactions(one, path)
+        return {
+            "data.source": ", ".join(map(str, paths)),
+            "partition.clients": len(paths),
+            "partition.scheme": "natural",
+        }
+
+    return write
 
 
 class StagedGrid(LocalGrid):

@@ -207,10 +207,58 @@ OUTAGES = {
 NEWCOMER = {"data.outages.newcomer": "west", "data.outages.newcomer_events": "one"}
 
 
-def test_fedper_needs_last_layers_to_leave_at_home():
+SHOPS = {"task.name": "recommend", "data.source": "shoppers", "partition.scheme": "users"}
+
+
+@pytest.mark.parametrize("task", [{"task.name": "pretrain"}, SHOPS])
+def test_fedper_needs_last_layers_to_leave_at_home(task):
     for keys in ({"strategy.name": "fedper"}, {"run.compare": "local, fedper"}):
         with pytest.raises(ConfigError, match="'fedper' leaves the last layers on their node, and"):
-            Experiment.from_flat({"task.name": "pretrain", **keys})
+            Experiment.from_flat(task | keys)
+
+
+FILES = {"data.source": "a.npz, b.csv.gz", "partition.scheme": "natural", "partition.clients": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "start"),
+    [
+        ({"partition.scheme": "louvain"}, "partition.scheme: 'louvain' divides a graph, but"),
+        ({"data.source": "digits"}, "data.source: 'digits' holds no interactions; use 'shoppers'"),
+        ({"data.source": "a.npz, b.toml"}, "data.source: 'b.toml' holds no interactions"),
+        ({"partition.scheme": "natural"}, "partition.scheme: 'natural' takes one platform per cl"),
+        (FILES | {"partition.clients": 3}, "partition.clients is 3, but data.source lists 2 plat"),
+        (FILES | {"partition.scheme": "users"}, "partition.scheme: 'users' deals out the users of"),
+        (FILES | {"data.interactions.catalogue": 0.5}, "data.interactions.catalogue: 0.5 of one"),
+        (
+            FILES | {"data.interactions.item_tables": "i.csv"},
+            "data.interactions.item_tables: 'i.cs",
+        ),
+        (
+            {"data.interactions.users": 7},
+            "partition.clients: 10 clients need a user each, but data",
+        ),
+        ({"data.interactions.catalogue": 0.0}, "data.interactions.catalogue: "),
+        ({"data.interactions.names": "user"}, "data.interactions.names: write pairs such as"),
+        ({"recommend.method": "sasrek"}, "recommend.method: unknown recommender 'sasrek', did you"),
+        ({"recommend.method": ""}, "recommend.method: name one recommender"),
+        ({"model.embedding_channels": 7}, "model.embedding_channels: 7 cannot be shared out over"),
+        ({"strategy.name": "scfsgl"}, "strategy.name: 'scfsgl' is about forecasts"),
+        (
+            {"simulation.gpus_per_client": 0.5},
+            "simulation.gpus_per_client: task.name = 'recommend'",
+        ),
+        (
+            {"task.name": "classify"},
+            "partition.scheme: 'users' deals out the users of interactions",
+        ),
+    ],
+)
+def test_a_federation_of_shops_that_cannot_be_names_the_key(keys, start):
+    with pytest.raises(ConfigError) as caught:
+        Experiment.from_flat(SHOPS | keys)
+    _, line = str(caught.value).splitlines()
+    assert line.strip().startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -353,6 +401,10 @@ def unlike_defaults() -> dict:
         "outages.exposure": "none",
         "outages.static_graph": "borders",
         "outages.branch": "static",
+        "recommend.method": "gru4rec",
+        "data.interactions.names": "user=user_id, item=item_id",
+        "data.interactions.item_tables": "films.csv, books.csv",
+        "data.interactions.category_separator": " ",
     }
 
 

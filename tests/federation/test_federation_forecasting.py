@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 
 from federation.experiment import Experiment
 from federation.learners import ForecastLearner
+from federation.learners.base import is_named
 from federation.learners.sites import sites
 from federation.records import to_tensors
 from federation.scores import SCORES
@@ -68,8 +69,7 @@ def evaluated(grid, partition: int, server_round: int = 2) -> dict[str, float]:
 
 
 def of_sensors(weight: str) -> bool:
-    weight = weight.removeprefix("model/")
-    return any(weight == own or weight.startswith(f"{own}.") for own in ForecastLearner.own)
+    return is_named(weight.removeprefix("model/"), ForecastLearner.own_names(Experiment()))
 
 
 # Every algorithm, on alike and on unlike series.
@@ -131,9 +131,10 @@ def test_pooled_goes_on_after_its_first_round(forecasts, stored, tmp_path, summa
 
 
 def test_every_name_that_stays_is_one_of_the_network(forecasts):
-    weights = ForecastLearner(forecasts(), 0).model.state_dict()
-    for name in (*ForecastLearner.own, *ForecastLearner.heads):
-        assert any(weight == name or weight.startswith(f"{name}.") for weight in weights), name
+    experiment = forecasts()
+    weights = ForecastLearner(experiment, 0).model.state_dict()
+    for name in (*ForecastLearner.own_names(experiment), *ForecastLearner.heads):
+        assert any(is_named(weight, [name]) for weight in weights), name
 
 
 def test_fedper_averages_the_encoder_and_leaves_the_last_layers(forecasts, staged, tmp_path):
