@@ -28,7 +28,8 @@ class PairScore(nn.Module):
         super().__init__()
         self.key = nn.Linear(keys, queries, bias=False)
         self.hidden = nn.Linear(4 * queries, 80)
-        self.out = nn.Sequential(nn.ReLU(), nn.Linear(80, 40), nn.ReLU(), nn.Linear(40, 1))
+        # A bias of the score would leave every softmax as it is.
+        self.out = nn.Sequential(nn.ReLU(), perceptron(80, 40, bias=False))
 
     def forward(self, keys: Tensor, queries: Tensor, key: Tensor | None, query: Tensor) -> Tensor:
         """Return the scores of P pairs, ``[P]``.
@@ -93,3 +94,18 @@ class SessionAttention(nn.Module):
             places.append(place)
             means.append((scores.view(k, 1, c).softmax(2) @ read).squeeze(1))
         return torch.cat(means).index_select(0, torch.cat(places).argsort())
+
+
+def perceptron(channels: int, *hidden: int, bias: bool = True) -> nn.Sequential:
+    """Return layers that end in one number, with ReLU between them.
+
+    Args:
+        channels: Width of what comes in.
+        hidden: Widths of the hidden layers.
+        bias: Whether the last layer has one.
+    """
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(channels, width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Linear(channels, 1, bias=bias))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from graphcl.contrast import bpr, elementwise_triplet
 from graphcl.errors import GraphCLError, check_fields
 from graphcl.metrics.ranking import ItemScores
-from graphcl.recommend.attention import PairScore, SessionAttention
+from graphcl.recommend.attention import PairScore, SessionAttention, perceptron
 from graphcl.recommend.baselines import item_table
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
 from graphcl.recommend.sequences import Histories, Sequences
@@ -149,9 +149,9 @@ class SLSRec(Recommender):
         self.recent = PairScore(width, 2 * width)
         if self.config.blend is None:
             self.context = nn.GRU(width, width, batch_first=True)
-            self.fusion = _perceptron(4 * width + 1, 80, 40)
+            self.fusion = perceptron(4 * width + 1, 80, 40)
         if self.config.mode == "candidates":
-            self.head = _perceptron(2 * width, 100, 64)
+            self.head = perceptron(2 * width, 100, 64, bias=False)
 
     def item_vectors(self) -> Tensor:
         return self.item.weight
@@ -171,13 +171,15 @@ class SLSRec(Recommender):
         if self.config.mode == "retrieval":
             interests = self.interests(reading, reading.x[asked, None])
             softmax = self.softmax(interests.blended, self.item_vectors(), target)
+            short = interests.short
         else:
             candidates, known = self._draw(batch, reading, target)
             logits, interests = self._judge(reading, candidates)
             softmax = _of_first(logits.masked_fill(known, -torch.inf))
+            short = interests.short[:: candidates.size(1)]
         return {
             "softmax": softmax,
-            "contrast": self.config.contrast_weight * self._contrast(reading, interests),
+            "contrast": self.config.contrast_weight * self._contrast(reading, short),
             "discrepancy": self.config.discrepancy_weight * self._discrepancy(reading.users),
         }
 
@@ -287,7 +289,7 @@ class SLSRec(Recommender):
         return age, since
 
     def _draw(self, batch: Sequences, reading: Reading, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each event's target and drawn items, and which are in its window, ``[a, 1 + K]``."""
+        """Return each event's target and drawn items, ``[a, 1 + K]``, and what does not count."""
         drawn = torch.randint(1, self.num_items + 1, (len(target), self.config.negatives))
         drawn = drawn.to(target.device)
         window = batch.item[reading.sessions.row[reading.asked]]
@@ -303,16 +305,17 @@ class SLSRec(Recommender):
         logits = self.head(torch.cat([interests.blended, items.flatten(0, 1)], dim=1))
         return logits.view(candidates.shape), interests
 
-    def _contrast(self, reading: Reading, interests: Interests) -> Tensor:
+    def _contrast(self, reading: Reading, short: Tensor) -> Tensor:
         """Return the mean of the four terms over the events in question with enough before them.
 
-        In mode ``"candidates"`` the short-term interest is the one that meets the target.
+        Args:
+            reading: With the long-term interest after each.
+            short: The short-term interest; in mode ``"candidates"`` that which meets the target.
         """
         sessions, asked = reading.sessions, reading.asked
         first = sessions.since(self.config.num_sessions)
         kept = sessions.event - first + 1
         enough = ((kept >= self.config.min_events) & (sessions.nth > 0))[asked]
-        short = interests.short.unflatten(0, (len(asked), -1))[:, 0]
         long_proxy = sessions.running_mean(reading.x, first)
         short_proxy = sessions.running_mean(reading.x, sessions.since(1))
         return calibration(
@@ -365,11 +368,3 @@ def _user_table(num_users: int, channels: int) -> nn.Embedding:
     table = nn.Embedding(num_users + 1, channels)
     nn.init.trunc_normal_(table.weight, std=0.01)
     return table
-
-
-def _perceptron(channels: int, *hidden: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(channels, width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.Linear(channels, 1))
