@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphcl.datasets import Interactions, simulate_interactions
 from graphcl.errors import GraphCLError
-from graphcl.metrics.ranking import ndcg
+from graphcl.metrics.ranking import ItemScores, ndcg, rank_targets
 from graphcl.recommend import Histories, Sequences, SLSRec, SLSRecConfig, TrainingBatches, slsrec
 from graphcl.recommend.attention import PairScore, SessionAttention
 from graphcl.recommend.sessions import Sessions
@@ -239,6 +239,34 @@ def test_the_blend_is_between_the_interests_and_its_share_can_be_fixed(
     torch.testing.assert_close(interests.blended, interests.long)
 
 
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_neither_interest_goes_silent_however_sure_the_blend_is(
+    interactions: Interactions, bias: float
+) -> None:
+    model, batch = started(interactions).float(), batch_of(interactions)
+    with torch.no_grad():
+        model.fusion[-1].bias.fill_(bias)
+    sessions = Sessions.of(batch, 1800)
+    reading = model.read(batch, sessions.event)
+    interests = model.interests(reading, reading.x[:, None])
+    assert ((interests.share > 0.1) & (interests.share < 0.9)).all()
+    model.loss(batch)["softmax"].backward()
+    for name in ("time_lstm.input.weight", "across.project.weight"):
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        assert gradient.abs().max() > 1e-6, name
+
+
+def test_both_interests_come_at_one_scale(interactions: Interactions) -> None:
+    config = SLSRecConfig(hidden_channels=32, length=12, gap=1800)
+    model, batch = SLSRec(config).start(interactions), batch_of(interactions)
+    event = Sessions.of(batch, 1800).event
+    reading = model.read(batch, event)
+    interests = model.interests(reading, reading.x[:, None])
+    ratio = interests.long.norm(dim=1).mean() / interests.short.norm(dim=1).mean()
+    assert 0.7 < ratio < 1.4
+
+
 @pytest.mark.parametrize("mode", [{}, CANDIDATES])
 def test_every_weight_learns(interactions: Interactions, mode: dict[str, Any]) -> None:
     model, batch = started(interactions, **mode).train(), batch_of(interactions)
@@ -345,19 +373,28 @@ def test_a_setting_out_of_its_range_is_refused(config: dict[str, Any], message: 
         SLSRecConfig(**config)
 
 
-@pytest.mark.parametrize("mode", [{}, {**CANDIDATES, "val_events": 60}])
-def test_it_learns_to_rank(mode: dict[str, Any]) -> None:
-    split = simulate_interactions(200, 40, seed=2).interactions.leave_one_out()
-    config = SLSRecConfig(
-        hidden_channels=16,
-        length=12,
-        gap=1800,
-        batch_size=32,
-        learning_rate=5e-3,
-        epochs=4,
-        **mode,
-    )
+@pytest.mark.parametrize(
+    ("mode", "times"),  # measured over three seeds: 3.0 to 3.2, and 1.6 to 2.5
+    [
+        ({"batch_size": 32, "epochs": 5}, 2.2),
+        (
+            {
+                "mode": "candidates",
+                "negatives": 20,
+                "val_events": 50,
+                "batch_size": 16,
+                "epochs": 7,
+            },
+            1.4,
+        ),
+    ],
+)
+def test_it_ranks_better_than_popularity(mode: dict[str, Any], times: float) -> None:
+    split = simulate_interactions(300, 50, seed=2).interactions.leave_one_out()
+    config = SLSRecConfig(hidden_channels=16, length=12, gap=1800, learning_rate=1e-2, **mode)
     model = SLSRec(config).fit(split.train, split.val)
     test = Histories.held_out(split.test, split.train, split.val).some(150)
-    popular = SLSRec(config).start(split.train)
-    assert ndcg(model.ranks(test), 10) > 1.5 * ndcg(popular.ranks(test), 10)
+    count = split.train.item.bincount(minlength=51).float()
+    popularity = ItemScores(lambda cases: count.expand(cases.stop - cases.start, -1), 150, 51)
+    popular = rank_targets(popularity, test.target, test.seen())
+    assert ndcg(model.ranks(test), 10) > times * ndcg(popular, 10)
