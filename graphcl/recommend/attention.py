@@ -29,7 +29,7 @@ class PairScore(nn.Module):
         self.key = nn.Linear(keys, queries, bias=False)
         self.hidden = nn.Linear(4 * queries, 80)
         # A bias of the score would leave every softmax as it is.
-        self.out = nn.Sequential(nn.ReLU(), perceptron(80, 40, bias=False))
+        self.out = nn.Sequential(nn.ReLU(inplace=True), perceptron(80, 40, bias=False))
 
     def forward(self, keys: Tensor, queries: Tensor, key: Tensor | None, query: Tensor) -> Tensor:
         """Return the scores of P pairs, ``[P]``.
@@ -45,7 +45,8 @@ class PairScore(nn.Module):
         if key is not None:
             mapped, of_key = mapped.index_select(0, key), of_key.index_select(0, key)
         product = linear(mapped * queries.index_select(0, query), both)
-        return self.out(product + of_key + of_query).squeeze(1)
+        # In place: with long sessions these are by far the largest tensors of a step.
+        return self.out(product.add_(of_key).add_(of_query)).squeeze(1)
 
 
 class SessionAttention(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcl.contrast import bpr, elementwise_triplet
-from graphcl.errors import GraphCLError, check_fields
+from graphcl.errors import check_fields
 from graphcl.metrics.ranking import ItemScores
 from graphcl.recommend.attention import PairScore, SessionAttention, perceptron
 from graphcl.recommend.baselines import item_table
@@ -41,8 +41,9 @@ class SLSRecConfig(RecommenderConfig):
         time_unit: Seconds of which pauses are the logarithm; below half of it all are alike.
         blend: Share of the long-term interest; None lets the model weigh at every event.
         mode: ``"retrieval"`` scores by inner products; ``"candidates"`` reads each history anew
-            for every item that it scores, which is to rank a short list.  It learns from
-            ``negatives`` items drawn for each event.
+            for every item that it scores, which is to rank a short list.
+        num_candidates: Items drawn for each event against which its target is compared in mode
+            ``"candidates"``, where ``negatives`` is not read.
     """
 
     dropout: float = 0.1
@@ -55,10 +56,12 @@ class SLSRecConfig(RecommenderConfig):
     time_unit: float = 86.4
     blend: float | None = None
     mode: Literal["retrieval", "candidates"] = "retrieval"
+    num_candidates: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, ("gap", "num_sessions", "min_events"), lambda v: v >= 1, "at least 1")
+        at_least_one = ("gap", "num_sessions", "min_events", "num_candidates")
+        check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
         check_fields(self, ("hidden_channels",), lambda v: v % 2 == 0, "even, for two heads")
         weights = ("contrast_weight", "discrepancy_weight")
         check_fields(self, weights, lambda v: v >= 0, "at least 0")
@@ -67,10 +70,6 @@ class SLSRecConfig(RecommenderConfig):
         check_fields(self, ("contrast",), lambda v: v in _CONTRASTS, "'bpr' or 'triplet'")
         modes = ("retrieval", "candidates")
         check_fields(self, ("mode",), lambda v: v in modes, "'retrieval' or 'candidates'")
-        if self.mode == "candidates" and not self.negatives:
-            raise GraphCLError(
-                "negatives is 0, must be at least 1 in mode 'candidates': 4 is usual"
-            )
 
 
 class Reading(NamedTuple):
@@ -196,14 +195,15 @@ class SLSRec(Recommender):
         }
 
     def scores(self, histories: Histories) -> ItemScores:
-        if self.config.mode == "retrieval":
-            return super().scores(histories)
         self.eval()
 
         def block(cases: slice) -> Tensor:
             batch = histories.batch(cases, self.config.length)
-            every = torch.arange(self.num_items + 1).expand(len(batch), -1)
-            scores = self.score_candidates(batch, every)
+            if self.config.mode == "retrieval":
+                scores = self._last_states(batch) @ self.item_vectors().T
+            else:
+                every = torch.arange(self.num_items + 1, device=batch.item.device)
+                scores = self.score_candidates(batch, every.expand(len(batch), -1))
             return torch.where(batch.mask[:, -1:], scores, self.count.to(scores))
 
         return ItemScores(block, len(histories), self.num_items + 1)
@@ -218,18 +218,25 @@ class SLSRec(Recommender):
             - **candidates**: int64 ``[B, C]``, 0 to num_items; returns ``[B, C]``
         """
         self.eval()
+        if self.config.mode == "retrieval":
+            return (self.item(candidates) @ self._last_states(batch)[:, :, None]).squeeze(2)
         sessions = Sessions.of(batch, self.config.gap)
         last = sessions.last
         reading, row = self.read(batch, last), sessions.row[last]
-        scores = self.item.weight.new_zeros(candidates.shape)
-        if self.config.mode == "retrieval":
-            blended = self.interests(reading, reading.x[last, None]).blended
-            scores[row] = (self.item(candidates[row]) @ blended[:, :, None]).squeeze(2)
-            return scores
         width = max(1, _PAIRS // max(1, len(sessions.lookback(last).key)))
         parts = [self._judge(reading, part)[0] for part in candidates[row].split(width, dim=1)]
+        scores = self.item.weight.new_zeros(candidates.shape)
         scores[row] = torch.cat(parts, dim=1)
         return scores
+
+    def _last_states(self, batch: Sequences) -> Tensor:
+        """Return the state after each row's last event, 0 without one, ``[B, D]``."""
+        sessions = Sessions.of(batch, self.config.gap)
+        last = sessions.last
+        reading = self.read(batch, last)
+        states = reading.x.new_zeros(len(batch), self.config.hidden_channels)
+        states[sessions.row[last]] = self.interests(reading, reading.x[last, None]).blended
+        return states
 
     def read(self, batch: Sequences, asked: Tensor) -> Reading:
         """Return what a batch says after some of its events.
@@ -302,7 +309,7 @@ class SLSRec(Recommender):
 
     def _draw(self, batch: Sequences, reading: Reading, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return each event's target and drawn items, ``[a, 1 + K]``, and what does not count."""
-        drawn = torch.randint(1, self.num_items + 1, (len(target), self.config.negatives))
+        drawn = torch.randint(1, self.num_items + 1, (len(target), self.config.num_candidates))
         drawn = drawn.to(target.device)
         window = batch.item[reading.sessions.row[reading.asked]]
         taken = torch.cat([window, target[:, None]], dim=1)
