@@ -5,6 +5,7 @@ Embeddings go in as the encoder gives them; the cosine inside normalises them.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from graphcl.contrast.kernel import Reduction, contrastive_loss
 from graphcl.contrast.pairs import ExcludeIndex, PositiveIndex, SameLabel
@@ -181,6 +182,76 @@ def prototype_contrast(
         sample_weight=sample_weight,
         block_size=block_size,
     )
+
+
+def bpr(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Return the mean of ``softplus(<a, n> - <a, p>)``: Bayesian personalised ranking.
+
+    It is InfoNCE of one negative by inner product; written out, since every row has its own.
+
+    Shapes:
+        anchor, positive, negative: ``[N, D]``. Returns a scalar, a differentiable 0 without rows.
+
+    Args:
+        anchor: What is compared.
+        positive: What it is to be nearer to.
+        negative: What it is to be further from.
+
+    Raises:
+        GraphCLError: The three differ in shape.
+
+    Source:
+        Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 0.0]])
+        >>> bpr(a, torch.tensor([[0.8, 0.2]]), torch.tensor([[0.1, 0.9]]))
+        tensor(0.4032)
+    """
+    _check_triples("bpr", anchor, positive, negative)
+    return softplus((anchor * (negative - positive)).sum(1)).sum() / max(len(anchor), 1)
+
+
+def elementwise_triplet(
+    anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float = 1.0
+) -> Tensor:
+    """Return the mean over rows of ``sum_d max(0, (a_d - p_d)^2 - (a_d - n_d)^2 + margin)``.
+
+    Unlike the usual triplet loss it has a hinge in every dimension, not one for the distance, so
+    that no dimension rests while another is far ahead.
+
+    Shapes:
+        anchor, positive, negative: ``[N, D]``. Returns a scalar, a differentiable 0 without rows.
+
+    Args:
+        anchor: What is compared.
+        positive: What it is to be nearer to.
+        negative: What it is to be further from.
+        margin: By how much, in each dimension.
+
+    Raises:
+        GraphCLError: The three differ in shape.
+
+    Source:
+        The code of Zheng et al., Disentangling Long and Short-Term Interests for Recommendation
+        (CLSR), WWW 2022.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 0.0]])
+        >>> elementwise_triplet(a, torch.tensor([[0.8, 0.2]]), torch.tensor([[0.1, 0.9]]))
+        tensor(0.4600)
+    """
+    _check_triples("elementwise_triplet", anchor, positive, negative)
+    ahead = (anchor - positive).square() - (anchor - negative).square()
+    return (ahead + margin).relu().sum() / max(len(anchor), 1)
+
+
+def _check_triples(name: str, anchor: Tensor, positive: Tensor, negative: Tensor) -> None:
+    if anchor.dim() != 2 or not anchor.shape == positive.shape == negative.shape:
+        raise GraphCLError(
+            f"{name}: anchor has shape {tuple(anchor.shape)}, positive {tuple(positive.shape)} and "
+            f"negative {tuple(negative.shape)}; pass three matrices of one shape"
+        )
 
 
 def _check_classes(y: Tensor, samples: int, classes: int) -> None:

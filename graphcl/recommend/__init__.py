@@ -8,6 +8,7 @@ from graphcl.recommend.methods import RECOMMENDERS, load_recommender
 from graphcl.recommend.popularity import Popularity, PopularityConfig
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches
+from graphcl.recommend.slsrec import SLSRec, SLSRecConfig
 from graphcl.recommend.softmax import SoftmaxMethod, catalogue_cross_entropy, sampled_cross_entropy
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Recommender",
     "RecommenderConfig",
     "SASRec",
+    "SLSRec",
+    "SLSRecConfig",
     "Sequences",
     "SoftmaxMethod",
     "SplitFigures",

@@ -10,6 +10,8 @@ from graphcl.contrast import (
     InfoNCE,
     PrototypeContrast,
     SupervisedContrastive,
+    bpr,
+    elementwise_triplet,
     info_nce,
     prototype_contrast,
     supervised_contrastive,
@@ -245,3 +247,32 @@ def test_info_nce_per_node_averages_to_its_mean(symmetric: bool) -> None:
     per_node = info_nce(z1, z2, symmetric=symmetric, reduction="none")
     assert per_node.shape == (7,)
     torch.testing.assert_close(per_node.mean(), info_nce(z1, z2, symmetric=symmetric))
+
+
+def test_bpr_is_the_softplus_of_the_lead_that_the_negative_has() -> None:
+    a, p, n = torch.randn(3, 5, 4, dtype=torch.float64).unbind()
+    wanted = [math.log1p(math.exp(float(x @ z - x @ y))) for x, y, z in zip(a, p, n, strict=True)]
+    assert bpr(a, p, n).item() == pytest.approx(sum(wanted) / 5)
+
+
+def test_elementwise_triplet_has_a_hinge_in_every_dimension() -> None:
+    a, p, n = torch.randn(3, 5, 4, dtype=torch.float64).unbind()
+    wanted = 0.0
+    for row in range(5):
+        for d in range(4):
+            near, far = (float(a[row, d] - other[row, d]) ** 2 for other in (p, n))
+            wanted += max(0.0, near - far + 0.5)
+    assert elementwise_triplet(a, p, n, margin=0.5).item() == pytest.approx(wanted / 5)
+
+
+@pytest.mark.parametrize("loss", [bpr, elementwise_triplet])
+def test_losses_of_triples_are_zero_without_rows_and_refuse_unlike_shapes(
+    loss: Callable[..., Tensor],
+) -> None:
+    nothing = torch.zeros(0, 3, requires_grad=True)
+    found = loss(nothing, nothing, nothing)
+    found.backward()
+    assert found.item() == 0
+    assert nothing.grad is not None
+    with pytest.raises(GraphCLError, match=r"negative \(2, 4\); pass three matrices of one shape"):
+        loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 4))
