@@ -120,7 +120,7 @@ class FAERec(SequenceRecommender):
 
     def start(self, interactions: Interactions) -> Self:
         super().start(interactions)
-        components = _components(self.text[1:], self.config.hidden_channels, self.config.seed)
+        components = _components(self.text[1:], self.config.hidden_channels)
         with torch.no_grad():
             self.item.weight[1:, : components.size(1)] = components
         return self
@@ -194,11 +194,13 @@ def _perceptron(channels: int, hidden: int, out: int, dropout: float) -> nn.Sequ
     )
 
 
-def _components(text: Tensor, channels: int, seed: int) -> Tensor:
+def _components(text: Tensor, channels: int) -> Tensor:
     """Return the first principal components of the texts with a deviation of 0.02 in all."""
     from sklearn.decomposition import PCA
 
-    pca = PCA(min(channels, *text.shape), random_state=seed)
+    if len(text) < 2:  # one item lies at its own mean
+        return text.new_zeros(len(text), 1)
+    pca = PCA(min(channels, *text.shape), svd_solver="covariance_eigh")
     components = torch.from_numpy(pca.fit_transform(text.cpu().numpy()))
     deviation = components.std(correction=0).clamp(min=torch.finfo(components.dtype).tiny)
     return components * (0.02 / deviation)

@@ -8,6 +8,7 @@ from graphcl.recommend.bipcl import BIPCL
 from graphcl.recommend.faerec import FAERec
 from graphcl.recommend.popularity import Popularity
 from graphcl.recommend.recommender import Recommender
+from graphcl.recommend.slsrec import SLSRec
 from graphcl.training import load_weights
 
 RECOMMENDERS: dict[str, type[Recommender]] = {
@@ -16,6 +17,7 @@ RECOMMENDERS: dict[str, type[Recommender]] = {
     "sasrec": SASRec,
     "bipcl": BIPCL,
     "faerec": FAERec,
+    "slsrec": SLSRec,
 }
 
 

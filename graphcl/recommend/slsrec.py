@@ -62,7 +62,6 @@ class SLSRecConfig(RecommenderConfig):
         super().__post_init__()
         at_least_one = ("gap", "num_sessions", "min_events", "num_candidates")
         check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
-        check_fields(self, ("hidden_channels",), lambda v: v % 2 == 0, "even, for two heads")
         weights = ("contrast_weight", "discrepancy_weight")
         check_fields(self, weights, lambda v: v >= 0, "at least 0")
         check_fields(self, ("time_unit",), lambda v: v > 0, "above 0")

@@ -16,9 +16,10 @@ from graphcl.recommend import (
     Recommender,
     RecommenderConfig,
     SASRec,
+    SLSRec,
 )
 
-METHODS: list[type[Recommender]] = [BIPCL, FAERec, GRU4Rec, SASRec]
+METHODS: list[type[Recommender]] = [BIPCL, FAERec, GRU4Rec, SASRec, SLSRec]
 SETTINGS = {
     "hidden_channels": 16,
     "length": 8,
@@ -66,15 +67,16 @@ def test_a_state_sees_no_later_event(model: Recommender, interactions: Interacti
     assert not torch.allclose(before[:, -1], after[:, -1], atol=1e-3)
 
 
+@torch.no_grad()
 def test_padding_changes_nothing(model: Recommender, interactions: Interactions) -> None:
     short = interactions.sequence(0)[:3]
-    alone = model.rank(short, 5)
-    users = Interactions(
-        "two", torch.tensor([0] * 3 + [1] * 8), torch.cat([short, torch.arange(1, 9)]), 2, 60
-    )
-    beside = model.rank(users, 5)
-    assert alone[0].tolist() == beside[0][0].tolist()
-    assert torch.allclose(alone[1], beside[1][0], atol=1e-5)
+    item = torch.cat([short, torch.arange(1, 9)])
+    users = Interactions("two", torch.tensor([0] * 3 + [1] * 8), item, 2, 60)
+    asked = Histories.of_users(users, known=False)
+    beside, alone = (model.states(asked.batch(slice(0, n), 8)) for n in (2, 1))
+    assert beside.shape[1] == 8
+    assert alone.shape[1] == 3
+    assert torch.allclose(beside[0, -3:], alone[0], atol=1e-5)
 
 
 def test_only_the_latest_events_are_read_but_none_that_was_seen_is_recommended(
