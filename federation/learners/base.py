@@ -1,7 +1,8 @@
 """The contract between a node's model and the federated algorithms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from federation.experiment import Experiment
 from federation.tables import Train
 from graphcl.errors import ReplyError
+from graphcl.training import derive_seed
 
 
 class Forward(NamedTuple):
@@ -27,6 +29,28 @@ class Forward(NamedTuple):
 Penalty = Callable[[Forward], Mapping[str, Tensor]]
 Predict = Callable[[Forward], Mapping[str, Tensor]]
 Projector = Callable[[int], nn.Module]
+
+
+class Projected(nn.Module):
+    """A network and, behind what it embeds, the projector of the algorithm.
+
+    Args:
+        network: With its layers created.
+        projector: Maps an embedding to one of the same width; the identity by default.
+    """
+
+    def __init__(self, network: nn.Module, projector: nn.Module | None = None):
+        super().__init__()
+        self.network = network
+        self.projector = nn.Identity() if projector is None else projector
+
+
+@contextmanager
+def drawn_for(experiment: Experiment, client: int | str) -> Iterator[None]:
+    """Draw weights that depend on the seed and the client alone, and leave no trace of it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+        yield
 
 
 class Learner(ABC):

@@ -1,7 +1,7 @@
 """The learner for the next steps of one site's series: SC-FSGL on its own graph."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from federation.learners.base import (
     LabelledLearner,
     Penalty,
     Predict,
+    Projected,
     Projector,
+    drawn_for,
     is_named,
     optimizer_for,
 )
@@ -27,7 +29,7 @@ from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import SCFSGL, LastValue, Sample, SCFSGLConfig
 from graphcl.spatiotemporal.samples import SampleBatches
 from graphcl.spatiotemporal.sc_fsgl import Represented
-from graphcl.training import derive_seed, fit
+from graphcl.training import clip_gradients, derive_seed, fit
 
 _SPREAD = 64  # windows that stand for all of a part
 _PROBE_DECAY = 0.1
@@ -41,18 +43,10 @@ _OWN = (
 )
 
 
-class ForecastNetwork(nn.Module):
-    """SC-FSGL and, behind what it decodes, the projector of the algorithm.
+class ForecastNetwork(Projected):
+    """SC-FSGL and, behind what it decodes, the projector of the algorithm."""
 
-    Args:
-        network: With its layers created.
-        projector: Maps a representation to one of the same width; the identity by default.
-    """
-
-    def __init__(self, network: SCFSGL, projector: nn.Module | None = None):
-        super().__init__()
-        self.network = network
-        self.projector = nn.Identity() if projector is None else projector
+    network: SCFSGL
 
     def forward(self, sample: Sample) -> tuple[Represented, Tensor]:
         """Return representations, ``fused`` behind the projector, and forecasts from them."""
@@ -122,11 +116,7 @@ class ForecastLearner(LabelledLearner):
 
     def reset_optimizer(self) -> None:
         moving = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = optimizer_for(moving, self.config.train)
-        self.optimizer.register_step_pre_hook(self._clip)
-
-    def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer = clip_gradients(optimizer_for(moving, self.config.train))
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network
@@ -266,8 +256,7 @@ class ForecastLearner(LabelledLearner):
             network.load_state_dict(kept, strict=False)
         if experiment.strategy.name in PROTOTYPE_STRATEGIES:
             network.codebook.requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "model", client))
+        with drawn_for(experiment, client):
             width = experiment.model.embedding_channels
             return ForecastNetwork(network, None if projector is None else projector(width))
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners.base import Forward, Penalty, Projector, optimizer_for
+from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
 from federation.learners.classification import ClassificationLearner
 from federation.learners.graphs import client_graphs, graph_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
-from graphcl.training import derive_seed, fit, select_device
+from graphcl.training import fit, select_device
 
 
 class NodeLearner(ClassificationLearner):
@@ -82,8 +82,7 @@ class NodeLearner(ClassificationLearner):
         model = experiment.model
         names = model.encoder_names
         width = model.embedding_channels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+        with drawn_for(experiment, client):
             encoder = NodeEncoder(
                 names[client % len(names)] if isinstance(client, int) else names[0],
                 channels["in-channels"],

@@ -12,7 +12,9 @@ from federation.learners.base import (
     LabelledLearner,
     Penalty,
     Predict,
+    Projected,
     Projector,
+    drawn_for,
     optimizer_for,
 )
 from federation.learners.probe import fit_probe
@@ -21,21 +23,13 @@ from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.metrics import mean_absolute_error, morisita_horn, root_mean_squared_error
 from graphcl.outages import NUM_SEVERITIES, SAHGNN, SAHGNNConfig, severity
 from graphcl.outages.model import EventBatches, Storms
-from graphcl.training import derive_seed, fit
+from graphcl.training import fit
 
 
-class OutageNetwork(nn.Module):
-    """SA-HGNN and, behind its embedding of a situation, the projector of the algorithm.
+class OutageNetwork(Projected):
+    """SA-HGNN and, behind its embedding of a situation, the projector of the algorithm."""
 
-    Args:
-        network: With its layers created.
-        projector: Maps an embedding to one of the same width; the identity by default.
-    """
-
-    def __init__(self, network: SAHGNN, projector: nn.Module | None = None):
-        super().__init__()
-        self.network = network
-        self.projector = nn.Identity() if projector is None else projector
+    network: SAHGNN
 
     def forward(self, storms: Storms) -> tuple[Tensor, Tensor]:
         """Return embeddings ``[B, N, hidden_channels]`` and expected counts ``[B, N]``."""
@@ -169,8 +163,7 @@ class OutageLearner(LabelledLearner):
     ) -> OutageNetwork:
         table, width = experiment.outages, experiment.model.embedding_channels
         config = SAHGNNConfig(hidden_channels=width, **table.model_dump())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+        with drawn_for(experiment, client):
             network = SAHGNN(config)
             static, weather = (channels[f"{kind}-channels"] for kind in ("static", "weather"))
             network.create(list(map(str, range(static))), list(map(str, range(weather))))

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners.base import Forward, Penalty, Projector, optimizer_for
+from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
 from federation.learners.classification import ClassificationLearner
 from federation.learners.graphs import client_graphs, graph_of
 from federation.learners.probe import fit_probe
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
 from graphcl.nodes.method import PreparedGraph, prepare
-from graphcl.training import derive_seed, fit
+from graphcl.training import fit
 
 
 class PretrainingModel(nn.Module):
@@ -120,8 +120,7 @@ class PretrainingLearner(ClassificationLearner):
         projector: Projector | None = None,
     ) -> PretrainingModel:
         width = experiment.model.embedding_channels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+        with drawn_for(experiment, client):
             encoder = _method(experiment)
             encoder.build(channels["in-channels"])
             return PretrainingModel(encoder, None if projector is None else projector(width))

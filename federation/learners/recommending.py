@@ -14,8 +14,10 @@ from federation.learners.base import (
     LabelledLearner,
     Penalty,
     Predict,
+    Projected,
     Projector,
     copied,
+    drawn_for,
     is_named,
     optimizer_for,
 )
@@ -35,7 +37,7 @@ from graphcl.metrics.ranking import (
 from graphcl.recommend import RECOMMENDERS, Histories, Recommender, Sequences, TrainingBatches
 from graphcl.recommend.evaluation import CUTOFFS
 from graphcl.recommend.sequences import cut
-from graphcl.training import derive_seed, fit
+from graphcl.training import clip_gradients, derive_seed, fit
 
 _SPREAD = 512  # windows that stand for all
 _PROBE_DECAY = 0.1
@@ -44,18 +46,10 @@ _USER_TABLES = ("network.user_long", "network.user_short")
 _ITEM_TABLES = ("network.item",)  # a row per item, which only one catalogue numbers for all
 
 
-class RecommendNetwork(nn.Module):
-    """A recommender and, behind its states, the projector of the algorithm.
+class RecommendNetwork(Projected):
+    """A recommender and, behind its states, the projector of the algorithm."""
 
-    Args:
-        network: With its layers created.
-        projector: Maps a state to one of the same width; the identity by default.
-    """
-
-    def __init__(self, network: Recommender, projector: nn.Module | None = None):
-        super().__init__()
-        self.network = network
-        self.projector = nn.Identity() if projector is None else projector
+    network: Recommender
 
     def forward(self, batch: Sequences) -> Tensor:
         """Return what prototypes are compared with, ``[B, T, embedding_channels]``."""
@@ -119,11 +113,7 @@ class RecommendLearner(LabelledLearner):
         }
 
     def reset_optimizer(self) -> None:
-        self.optimizer = optimizer_for(self.model.parameters(), self.config.train)
-        self.optimizer.register_step_pre_hook(self._clip)
-
-    def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer = clip_gradients(optimizer_for(self.model.parameters(), self.config.train))
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network
@@ -240,8 +230,7 @@ class RecommendLearner(LabelledLearner):
             train = platform_of(experiment, int(client)).train
             network = _network(experiment, derive_seed(seed, "platform", client), train)
             network.load_state_dict(_shared(experiment, items, text), strict=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "model", client))
+        with drawn_for(experiment, client):
             width = experiment.model.embedding_channels
             return RecommendNetwork(network, None if projector is None else projector(width))
 

@@ -14,7 +14,14 @@ from graphcl.datasets import OutageEvents
 from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
 from graphcl.outages.scaling import Standardization
-from graphcl.training import fit, load_weights, save_weights, seed_everything, torch_rng
+from graphcl.training import (
+    clip_gradients,
+    fit,
+    load_weights,
+    save_weights,
+    seed_everything,
+    torch_rng,
+)
 
 _FIRST_RATE = 0.01  # of a network that has seen no counts yet
 Target = Literal["raw", "log", "sqrt", "poisson"]
@@ -241,14 +248,11 @@ class OutageModel(nn.Module, ABC):
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.config.learning_rate, total_steps=self.config.epochs * len(batches) + 1
         )
-        optimizer.register_step_pre_hook(self._clip)
+        clip_gradients(optimizer)
         optimizer.register_step_post_hook(lambda *_: schedule.step())
         self.train()
         fit(self.loss, batches, optimizer, epochs=self.config.epochs, on_epoch=on_epoch)
         return self.eval()
-
-    def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
 
     @torch.no_grad()
     def predict(self, events: OutageEvents) -> Tensor:

@@ -14,7 +14,7 @@ from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.metrics.ranking import ItemScores, ndcg, rank_targets, top_k
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches, check_history
 from graphcl.recommend.softmax import catalogue_cross_entropy, sampled_cross_entropy
-from graphcl.training import fit_best, load_weights, save_weights, seed_everything
+from graphcl.training import clip_gradients, fit_best, load_weights, save_weights, seed_everything
 
 _FEATURE = "catalogue/"  # what a file calls that which is no weight
 
@@ -202,11 +202,7 @@ class Recommender(nn.Module, ABC):
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser, which clips gradients."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
-        optimizer.register_step_pre_hook(self._clip)
-        return optimizer
-
-    def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+        return clip_gradients(optimizer)
 
     @torch.no_grad()
     def ranks(self, histories: Histories) -> Tensor:

@@ -15,7 +15,7 @@ from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, SampleBatches, in_order
-from graphcl.training import fit_best, load_weights, save_weights, seed_everything
+from graphcl.training import clip_gradients, fit_best, load_weights, save_weights, seed_everything
 
 
 @dataclass(frozen=True)
@@ -270,11 +270,7 @@ class NetworkForecaster(Forecaster):
         optimizer = torch.optim.Adam(
             self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        optimizer.register_step_pre_hook(self._clip)
-        return optimizer
-
-    def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+        return clip_gradients(optimizer)
 
     @torch.no_grad()
     def error(self, windows: Windows) -> float:

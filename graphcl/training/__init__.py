@@ -1,12 +1,14 @@
 """The one training loop, seeding, devices and models on disk."""
 
 from graphcl.training.checkpoints import load_weights, save_weights
+from graphcl.training.clipping import clip_gradients
 from graphcl.training.devices import select_device
 from graphcl.training.loop import fit
 from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, torch_rng
 from graphcl.training.stopping import fit_best
 
 __all__ = [
+    "clip_gradients",
     "derive_seed",
     "fit",
     "fit_best",
