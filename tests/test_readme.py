@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphcl.datasets import confounded_series, save_series
+from graphcl.datasets import confounded_series, save_series, simulate_interactions
+from graphcl.recommend import FAERec, load_recommender
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -49,6 +50,28 @@ def test_the_example_of_a_series_runs_and_its_missing_values_become_the_mean(
     assert names["ahead"].values.shape == (12, 5, 1)
     assert names["ahead"].time[0] == series.time[-1] + np.timedelta64(series.interval, "s")
     assert (tmp_path / "model.npz").exists()
+
+
+def test_the_example_of_interactions_runs_and_reads_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n([^`]*load_interactions.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    found = simulate_interactions(num_users=60, num_items=40).interactions
+    assert found.time is not None
+    rows = zip(found.user.tolist(), found.item.tolist(), found.time.tolist(), strict=True)
+    events = ["user,item,time", *(f"u{user},i{item},{time}" for user, item, time in rows)]
+    items = ["item,category,title", *(f"i{i},c{i % 3},Thing {i % 3} of {i}" for i in range(1, 41))]
+    (tmp_path / "events.csv").write_text("\n".join(events), encoding="utf-8")
+    (tmp_path / "items.csv").write_text("\n".join(items), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(set(names["items"].tolist()) - {3, 14, 15}) == 10
+    again = load_recommender(tmp_path / "model.npz")
+    assert again.rank([3, 14, 15], k=10)[0].equal(names["items"])
+    assert isinstance(names["model"], FAERec)
 
 
 def test_every_file_and_command_it_names_exists() -> None:
