@@ -121,6 +121,9 @@ class RecommendLearner(LabelledLearner):
         def loss(batch: Sequences) -> dict[str, Tensor]:
             return {**network.loss(batch), **penalty(self._labelled(batch))}
 
+        # A shop's targets do not compete with what it does not sell.  Pooled training has it all.
+        pooled = self.config.strategy.name == "pooled"
+        network.offered = None if pooled else self.platform.offered
         self.model.train()
         order = int(torch.randint(2**31, ()))  # of the windows, from the round's own stream
         batches = self._batches(order)

@@ -69,6 +69,10 @@ class Recommender(nn.Module, ABC):
     Args:
         config: The method's frozen configuration.
 
+    Attributes:
+        offered: The items that a target competes with in training, bool ``[num_items + 1]``; None,
+            by default, for all of them.
+
     Example:
         >>> from graphcl.datasets import simulate_interactions
         >>> from graphcl.recommend import RecommenderConfig, SASRec
@@ -88,6 +92,7 @@ class Recommender(nn.Module, ABC):
         self.config = self.config_type() if config is None else config
         self.num_users = self.num_items = 0
         self.item_name: tuple[str, ...] | None = None
+        self.offered: Tensor | None = None
 
     @abstractmethod
     def build(self, features: dict[str, Tensor]) -> None:
@@ -127,11 +132,15 @@ class Recommender(nn.Module, ABC):
               ``[B, T]``, 0 where none is asked for
         """
         hidden, y = states.flatten(0, -2), target.flatten()
-        drawn = self.config.negatives
-        if not 0 < drawn < self.num_items:
+        if self.offered is not None:
+            rows = torch.cat([y.new_zeros(1), self.offered[1:].nonzero().squeeze(1) + 1])
+            place = torch.zeros_like(self.count).index_put((rows,), torch.arange(len(rows)))
+            items, y = items[rows], place[y]
+        drawn, candidates = self.config.negatives, len(items) - 1
+        if not 0 < drawn < candidates:
             return catalogue_cross_entropy(hidden, items, y)
-        negatives = torch.randint(1, self.num_items + 1, (drawn,)).to(y.device)
-        log_q = items.new_full((drawn,), 1 / self.num_items).log()
+        negatives = torch.randint(1, candidates + 1, (drawn,)).to(y.device)
+        log_q = items.new_full((drawn,), 1 / candidates).log()
         return sampled_cross_entropy(hidden, items, y, negatives, log_q)
 
     def begin_epoch(self) -> None:

@@ -17,6 +17,7 @@ from graphcl.recommend import (
     RecommenderConfig,
     SASRec,
     SLSRec,
+    TrainingBatches,
 )
 
 METHODS: list[type[Recommender]] = [BIPCL, FAERec, GRU4Rec, SASRec, SLSRec]
@@ -117,6 +118,30 @@ def test_shared_negatives_learn_too(interactions: Interactions) -> None:
     sampled = SASRec(config).fit(split.train, split.val).ranks(test)
     untrained = SASRec(config).start(split.train).ranks(test)
     assert ndcg(sampled, 10) > 2 * ndcg(untrained, 10)
+
+
+@pytest.mark.parametrize("negatives", [0, 10])
+def test_what_is_not_offered_is_not_competed_with(
+    interactions: Interactions, negatives: int
+) -> None:
+    model = SASRec(RecommenderConfig(hidden_channels=16, negatives=negatives, dropout=0.0))
+    model.start(interactions)
+    (batch,) = TrainingBatches(interactions, 50, 1000, 0)
+    offered = torch.arange(61) <= 30
+    batch.target[batch.target > 30] = 0
+    model.offered = offered
+    torch.manual_seed(0)
+    (loss,) = model.loss(batch).values()
+    loss.backward()
+    taken = torch.cat([batch.item.unique(), batch.target.unique()]).unique()
+    others = torch.ones(61, dtype=torch.bool).index_fill(0, taken, False) & ~offered
+    gradient = model.item.weight.grad.abs().sum(1)
+    assert gradient[others].sum() == 0
+    if not negatives:
+        states = model.states(batch)[batch.target > 0]
+        logits = states @ model.item_vectors()[1:31].T
+        wanted = torch.nn.functional.cross_entropy(logits, batch.target[batch.target > 0] - 1)
+        assert torch.allclose(loss, wanted, atol=1e-5)
 
 
 def test_padding_keeps_its_row_of_zeros(model: Recommender) -> None:
