@@ -93,6 +93,7 @@ class FAERec(SequenceRecommender):
     config_type: ClassVar[type] = FAERecConfig
     config: FAERecConfig
     text: Tensor  # [num_items + 1, D], frozen
+    epochs_begun: Tensor
 
     def features(self, interactions: Interactions) -> dict[str, Tensor]:
         if interactions.text is None:
@@ -113,7 +114,8 @@ class FAERec(SequenceRecommender):
         nn.init.normal_(self.position, std=0.02)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
-        self.epochs_begun = 0
+        # Part of the state, as it must be after a run is resumed; a mean over clients is a float.
+        self.register_buffer("epochs_begun", torch.zeros(()))
 
     def build_encoder(self) -> nn.Module:
         return CausalLayers(self.config.hidden_channels, self.config.dropout)
@@ -149,7 +151,8 @@ class FAERec(SequenceRecommender):
         config = self.config
         item = self._aligned(batch)
         own, text = self.item(item), self.mapper(self.text[item])
-        share = curriculum(max(0, self.epochs_begun - 1), config.period, config.floor)
+        epoch = max(0, int(self.epochs_begun) - 1)
+        share = curriculum(epoch, config.period, config.floor)
         items = item_alignment(own, text, item, config.temperature)
         channels = feature_alignment(own, text, self.count[item], config.redundancy)
         return {
