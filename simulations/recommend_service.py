@@ -12,10 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from graphcl.errors import DataError
 from graphcl.recommend import Recommender
 
 LONGEST_HISTORY = 10_000
 LARGEST_K = 1000
+_LATEST = 253_402_300_799  # the last second of the year 9999
+
+Seconds = Annotated[StrictInt, Field(ge=-_LATEST, le=_LATEST)]
 
 
 class Asked(BaseModel):
@@ -30,6 +34,16 @@ class Asked(BaseModel):
             description="Items, oldest first: names as text, numbers from 1 as integers",
         ),
     ] = []
+    time: Annotated[
+        list[Seconds] | None,
+        Field(
+            max_length=LONGEST_HISTORY,
+            description="Seconds since 1970 of the events, never falling",
+        ),
+    ] = None
+    now: Annotated[
+        Seconds | None, Field(description="When it is asked; by default at the last event")
+    ] = None
     k: Annotated[StrictInt, Field(ge=1, le=LARGEST_K)] = 10
     exclude_seen: StrictBool = True
 
@@ -71,7 +85,14 @@ def create_app(model: Recommender) -> FastAPI:
     @app.post("/rank")
     def rank(asked: Asked) -> Ranked:
         history = _numbers(asked.history, number, model.num_items)
-        items, scores = model.rank(history, asked.k, exclude_seen=asked.exclude_seen)
+        try:
+            items, scores = model.rank(
+                history, asked.k, time=asked.time, now=asked.now, exclude_seen=asked.exclude_seen
+            )
+        except DataError:
+            rule = "one time per event of the history, never falling, in seconds since 1970"
+            problem = {"type": "times", "loc": ("body", "time"), "msg": rule}
+            raise RequestValidationError([problem]) from None
         return Ranked(
             items=[
                 RankedItem(item=item, name=names[item] if names else None, score=score)

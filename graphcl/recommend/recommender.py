@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -240,6 +240,8 @@ class Recommender(nn.Module, ABC):
         history: Interactions | Tensor | Sequence[int],
         k: int = 10,
         *,
+        time: Tensor | Sequence[int] | None = None,
+        now: int | None = None,
         exclude_seen: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return the k best items to follow a history and their scores, the best first.
@@ -253,23 +255,25 @@ class Recommender(nn.Module, ABC):
             history: Items, oldest first, any number of which the last ``length`` are read; or
                 interactions with these items.
             k: How many.
+            time: Seconds since 1970 of the events of one history, for a method that reads times;
+                interactions have their own.
+            now: When the next item is asked for; by default right after the last event.
             exclude_seen: Whether to leave out what is in the history.
 
         Raises:
             GraphCLError: Nothing was trained yet, or an item is not in the catalogue.
+            DataError: The times are not one per event, or not in order.
         """
         if not self.num_items:
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
-        if isinstance(history, Interactions):
-            check_history("rank", history.item, self.num_items)
-            asked = Histories.of_users(history)
-            return top_k(self.scores(asked), k, asked.seen() if exclude_seen else None)
-        item = torch.as_tensor(history, dtype=torch.int64).flatten()
-        check_history("rank", item, self.num_items)
-        one = Interactions("history", torch.zeros_like(item), item, 1, self.num_items)
-        asked = Histories.of_users(one, known=False)
+        several = isinstance(history, Interactions)
+        events = history if isinstance(history, Interactions) else _one_history(history, time)
+        check_history("rank", events.item, self.num_items)
+        asked = Histories.of_users(events, known=several)
+        if now is not None and asked.time is not None:
+            asked = replace(asked, time=torch.full_like(asked.time, now))
         items, scores = top_k(self.scores(asked), k, asked.seen() if exclude_seen else None)
-        return items[0], scores[0]
+        return (items, scores) if several else (items[0], scores[0])
 
     def save(self, path: str | Path) -> None:
         """Write configuration, catalogue and weights to an ``.npz`` file without pickles."""
@@ -305,3 +309,15 @@ class Recommender(nn.Module, ABC):
         except (KeyError, TypeError, ValueError, RuntimeError, GraphCLError) as error:
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
         return model.eval()
+
+
+def _one_history(
+    history: Tensor | Sequence[int], time: Tensor | Sequence[int] | None
+) -> Interactions:
+    """Return the events of somebody unknown."""
+    item = torch.as_tensor(history, dtype=torch.int64).flatten()
+    seconds = None if time is None else torch.as_tensor(time, dtype=torch.int64).flatten()
+    # How many items there are is for the model to check.
+    highest = max(1, int(item.max())) if len(item) else 1
+    events = Interactions("history", torch.zeros_like(item), item, 1, highest, time=seconds)
+    return events if seconds is None or not len(item) else events.validate()

@@ -103,6 +103,10 @@ def test_unknown_items_are_refused_by_their_places_and_not_repeated(model, caplo
         ('{"history": [true]}', ["body", "history", 0]),
         (json.dumps({"history": [1] * (LONGEST_HISTORY + 1)}), ["body", "history"]),
         ('{"histroy": [1]}', ["body", "histroy"]),
+        ('{"history": [1, 2], "time": [60]}', ["body", "time"]),
+        ('{"history": [1, 2], "time": [60, 30]}', ["body", "time"]),
+        ('{"history": [1], "time": [99999999999999999999]}', ["body", "time", 0]),
+        ('{"history": [1], "time": [1], "now": 1.5}', ["body", "now"]),
         ("[1, 2]", ["body"]),
         ('{"k": ', ["body"]),
     ],
@@ -118,6 +122,11 @@ def test_a_request_that_breaks_a_rule_is_told_where(model, body, place):
 def test_the_largest_list_and_the_longest_history_are_taken(model):
     answer = rank(model, history=[1] * LONGEST_HISTORY, k=LARGEST_K)
     assert len(answer.json()["items"]) == 39
+
+
+def test_times_go_with_a_history(model):
+    timed = rank(model, history=[3, 4], time=[60, 60], now=90, k=3).json()["items"]
+    assert timed == rank(model, history=[3, 4], k=3).json()["items"]  # SASRec reads no times
 
 
 def test_health_says_what_is_served(model):

@@ -1,5 +1,6 @@
 """What every recommender keeps to: causal, blind to padding, the same again from its file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,29 @@ def test_only_the_latest_events_are_read_but_none_that_was_seen_is_recommended(
     assert not set(long[0].tolist()) & {1, 2, 3, *latest}
     order = [item for item in short[0].tolist() if item not in {1, 2, 3, *latest, 0}]
     assert [item for item in long[0].tolist() if item] == order
+
+
+def test_times_of_one_history_are_those_of_interactions(
+    model: Recommender, interactions: Interactions
+) -> None:
+    assert interactions.time is not None
+    rows = slice(0, int(interactions.indptr[1]))
+    item, time = interactions.item[rows], interactions.time[rows]
+    now = int(time[-1]) + 86_400
+    told = model.rank(item, 5, time=time, now=now)[1]
+    one = Interactions("one", torch.zeros_like(item), item, 1, 60, time=time)
+    asked = replace(
+        Histories.of_users(one, known=False), time=torch.tensor([now]), target=torch.tensor([1])
+    )
+    batch = asked.batch(slice(0, 1), 8)
+    with torch.no_grad():
+        wanted = model.states(batch)[0, -1] @ model.item_vectors().T
+    wanted[[0, *item.tolist()]] = -torch.inf
+    assert torch.allclose(told, wanted.topk(5).values, atol=1e-5)
+    with pytest.raises(DataError, match="time"):
+        model.rank(item, 5, time=time[1:])
+    with pytest.raises(DataError, match="time"):
+        model.rank(item, 5, time=time.flip(0))
 
 
 def test_without_a_history_what_most_users_take_comes_first(model: Recommender) -> None:
