@@ -1,7 +1,6 @@
 """The learner for what a platform's users take next: a recommender on its own interactions."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -226,7 +225,8 @@ class RecommendLearner(LabelledLearner):
         seed = experiment.run.seed
         items, text = (channels[f"{kind}-channels"] for kind in ("item", "text"))
         if experiment.strategy.name == "pooled":
-            network = deepcopy(_pooled(experiment))
+            train = platform_of(experiment, 0).train
+            network = _network(experiment, derive_seed(seed, "platform", "pooled"), train)
         elif client == "server":
             network = _network(experiment, seed, _nobody(items, text))
         else:
@@ -274,12 +274,6 @@ def _shared(experiment: Experiment, num_items: int, text_channels: int) -> dict[
     network = _network(experiment, experiment.run.seed, _nobody(num_items, text_channels))
     own, weights = RecommendLearner.own_names(experiment), network.state_dict()
     return {name: w for name, w in weights.items() if not is_named(f"network.{name}", own)}
-
-
-@lru_cache(maxsize=1)
-def _pooled(experiment: Experiment) -> Recommender:
-    train = platform_of(experiment, 0).train
-    return _network(experiment, derive_seed(experiment.run.seed, "platform", "pooled"), train)
 
 
 def _network(experiment: Experiment, seed: int, train: Interactions) -> Recommender:

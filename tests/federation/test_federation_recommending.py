@@ -194,8 +194,12 @@ def test_who_has_nothing_to_be_tested_on_trains_and_has_figures(shops, tmp_path,
 
 
 @pytest.mark.parametrize("scheme", ["users", "natural"])
-def test_pooled_learns_one_model_of_all(shops, staged, three_shops, tmp_path, scheme):
+@pytest.mark.parametrize(
+    "method", ["sasrec", "bipcl"]
+)  # bipcl holds a sparse matrix beside weights
+def test_pooled_learns_one_model_of_all(shops, staged, three_shops, tmp_path, scheme, method):
     keys = three_shops if scheme == "natural" else {"data.interactions.catalogue": 0.6}
+    keys = {**keys, "recommend.method": method}
     grid = staged(shops("pooled", tmp_path / "run", **keys))
     grid.serve()
     assert {key[2] for key in grid.sent if key[0] == "train"} == {0}
