@@ -65,7 +65,7 @@ class Experiment(Table):
                 f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
                 "leave it at 0"
             )
-        if (self.partition.scheme == "users") > (self.task.name == "recommend"):
+        if self.partition.scheme == "users" and self.task.name != "recommend":
             raise ValueError(
                 f"partition.scheme: 'users' deals out the users of interactions, but task.name = "
                 f"'{self.task.name}'; choose another scheme, or task.name = 'recommend'"

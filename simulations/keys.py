@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from pydantic import ValidationInfo, ValidatorFunctionWrapHandler
+
 from federation.experiment import Scalar
+from graphcl.errors import GraphCLError
 
 
 def describe_config(config: type, prefix: str, *like: type) -> Iterator[tuple[str, Scalar, str]]:
@@ -22,6 +25,19 @@ def describe_config(config: type, prefix: str, *like: type) -> Iterator[tuple[st
     for field in fields(config):
         default: Any = field.default
         yield prefix + field.name, default, meanings.get(field.name, "")
+
+
+def named_by_key(
+    cls: type, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> object:
+    """Turn a configuration's own complaint, which begins with a field, into one of a key.
+
+    For the tables of a file, as a validator of mode ``"wrap"``.
+    """
+    try:
+        return handler(value)
+    except GraphCLError as error:
+        raise ValueError(f"{info.field_name}.{error}") from None
 
 
 def _meanings(kind: type) -> dict[str, str]:

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from pydantic import (
     ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
     field_validator,
 )
 from torch import Tensor
@@ -20,7 +18,7 @@ from torch import Tensor
 from federation.experiment import Scalar, describe_keys, explain, flatten, read_toml
 from federation.tables import Table, key
 from graphcl.datasets import OutageEvents, load_outage_events, simulate_storms
-from graphcl.errors import ConfigError, GraphCLError
+from graphcl.errors import ConfigError
 from graphcl.metrics import (
     crmse,
     interval_coverage,
@@ -42,7 +40,7 @@ from graphcl.outages import (
     OutageTrees,
     SAHGNNConfig,
 )
-from simulations.keys import describe_config
+from simulations.keys import describe_config, named_by_key
 
 
 class OutageTable(Table):
@@ -70,16 +68,7 @@ class OutageExperiment(Table):
     sa_hgnn: SAHGNNConfig = SAHGNNConfig()
     forecaster: ForecasterConfig = ForecasterConfig()
 
-    @field_validator("sa_hgnn", mode="wrap")
-    @classmethod
-    def _in_range(
-        cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> object:
-        """Turn the configuration's own complaint, which begins with a field, into one of a key."""
-        try:
-            return handler(value)
-        except GraphCLError as error:
-            raise ValueError(f"{info.field_name}.{error}") from None
+    _in_range = field_validator("sa_hgnn", mode="wrap")(named_by_key)
 
 
 class Model(Protocol):

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from pydantic import (
     ValidationError,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
     create_model,
     field_validator,
 )
@@ -22,9 +21,9 @@ from graphcl.datasets import (
     load_interactions,
     simulate_interactions,
 )
-from graphcl.errors import ConfigError, GraphCLError
+from graphcl.errors import ConfigError
 from graphcl.recommend import RECOMMENDERS, Recommender
-from simulations.keys import describe_config
+from simulations.keys import describe_config, named_by_key
 
 # What gives every item an embedding of what is known of it, one line each.
 TEXTS: dict[str, Callable[[Interactions], Interactions]] = {
@@ -77,16 +76,7 @@ class RecommendExperiment(Table):
     recommend: RecommendTable = RecommendTable()
     columns: dict[str, str] = key({}, "what the file calls a key that we name otherwise")
 
-    @field_validator(*RECOMMENDERS, mode="wrap", check_fields=False)
-    @classmethod
-    def _in_range(
-        cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> object:
-        """Turn the configuration's own complaint, which begins with a field, into one of a key."""
-        try:
-            return handler(value)
-        except GraphCLError as error:
-            raise ValueError(f"{info.field_name}.{error}") from None
+    _in_range = field_validator(*RECOMMENDERS, mode="wrap", check_fields=False)(named_by_key)
 
 
 _TABLES: dict[str, Any] = {

@@ -26,12 +26,10 @@ from federation.scores import GROUPS
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.datasets import Interactions
 from graphcl.metrics.ranking import (
-    ItemScores,
     group_ranks,
     hit_ratio,
     mrr,
     ndcg,
-    rank_targets,
 )
 from graphcl.recommend import RECOMMENDERS, Histories, Recommender, Sequences, TrainingBatches
 from graphcl.recommend.evaluation import CUTOFFS
@@ -173,12 +171,13 @@ class RecommendLearner(LabelledLearner):
     @torch.no_grad()
     def evaluate(self, predict: Predict) -> dict[str, float]:
         val, test = self._histories
-        ranks = self._ranks(test)
+        network, offered = self.model.network, self.platform.offered
+        ranks = network.ranks(test, offered)
         groups = dict(zip(GROUPS, self.platform.groups, strict=False))
         metrics = {
             "num-examples": len(test),
             "val-examples": len(val),
-            "val-ndcg-10": _mean(ndcg, self._ranks(val), 10),
+            "val-ndcg-10": _mean(ndcg, network.ranks(val, offered), 10),
             **{f"ndcg-{k}": _mean(ndcg, ranks, k) for k in CUTOFFS},
             **{f"hit-ratio-{k}": _mean(hit_ratio, ranks, k) for k in CUTOFFS},
             "mrr": _mean(mrr, ranks, None),
@@ -194,19 +193,6 @@ class RecommendLearner(LabelledLearner):
         """The cases to validate and to test on."""
         train, val, test = self.platform.own
         return Histories.held_out(val, train), Histories.held_out(test, train, val)
-
-    def _ranks(self, histories: Histories) -> Tensor:
-        """Return ranks among what the client offers, infinite where the user had it before."""
-        scores, offered = self.model.network.scores(histories), self.platform.offered
-        if offered is not None:
-            everything = scores.function
-            scores = ItemScores(
-                lambda cases: everything(cases).masked_fill(~offered, -torch.inf),
-                scores.num_users,
-                scores.num_items,
-            )
-        ranks = rank_targets(scores, histories.target, histories.seen())
-        return ranks.masked_fill(histories.repeats, torch.inf)
 
     @staticmethod
     def build(

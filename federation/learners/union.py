@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graphcl.datasets import Interactions, InteractionSplit
+from graphcl.recommend.sequences import cat_known
 
 
 class SideBySide(NamedTuple):
@@ -87,8 +88,8 @@ def _joined(
         item=torch.cat([part.item + of.start - 1 for part, _, of in numbered]),
         num_users=users[-1].stop,
         num_items=items[-1].stop - 1,
-        time=_cat([part.time for part in parts]),
-        session=_cat(known),
+        time=cat_known([part.time for part in parts]),
+        session=cat_known(known),
         **features,
     )
 
@@ -96,11 +97,6 @@ def _joined(
 def _num_sessions(split: InteractionSplit) -> int:
     numbers = [part.session for part in split if part.session is not None and len(part)]
     return 1 + max((int(number.max()) for number in numbers), default=-1)
-
-
-def _cat(values: Sequence[Tensor | None]) -> Tensor | None:
-    known = [value for value in values if value is not None]
-    return torch.cat(known) if len(known) == len(values) else None
 
 
 def _text(parts: Sequence[Interactions]) -> Tensor | None:

@@ -48,8 +48,7 @@ def evaluate_split(
         GraphCLError: A score is NaN, or a cutoff is not positive.
     """
     asked = Histories.held_out(split.test, split.train, split.val)
-    ranks, repeats = model.ranks(asked), asked.repeats
-    ranks[repeats] = torch.inf
+    ranks = model.ranks(asked)
     everything = torch.ones(split.train.num_items + 1, dtype=torch.bool)
     groups = {"all": everything, **split.train.item_groups()._asdict()}
     chosen = group_ranks(ranks, asked.target, groups)
@@ -62,4 +61,4 @@ def evaluate_split(
         for group, of in chosen.items()
     }
     events = {group: len(of) for group, of in chosen.items()}
-    return SplitFigures(metrics, events, int(repeats.sum()))
+    return SplitFigures(metrics, events, int(asked.repeats.sum()))

@@ -214,25 +214,46 @@ class Recommender(nn.Module, ABC):
         return clip_gradients(optimizer)
 
     @torch.no_grad()
-    def ranks(self, histories: Histories) -> Tensor:
+    def ranks(self, histories: Histories, offered: Tensor | None = None) -> Tensor:
         """Return the rank of what followed each history among all that is not in it.
+
+        What is in the history is not recommended again: where it followed all the same, the rank
+        is infinite.
+
+        Args:
+            histories: With what followed each.
+            offered: The items that compete, bool ``[num_items + 1]``; by default all.
 
         Shapes:
             Returns float64 ``[n]``, from 1; see :func:`graphcl.metrics.ranking.rank_targets`.
         """
-        return rank_targets(self.scores(histories), histories.target, histories.seen())
+        scores = self.scores(histories, offered)
+        ranks = rank_targets(scores, histories.target, histories.seen)
+        return ranks.masked_fill(histories.repeats, torch.inf)
 
-    def scores(self, histories: Histories) -> ItemScores:
-        """Return the scores of all items after each history, a block of them at a time."""
+    def scores(self, histories: Histories, offered: Tensor | None = None) -> ItemScores:
+        """Return the scores of all items after each history, a block of them at a time.
+
+        What is not offered scores minus infinity; see :meth:`ranks`.
+        """
         self.eval()
-        items = self.item_vectors()
+        score = self.scorer()
 
         def block(cases: slice) -> Tensor:
             batch = histories.batch(cases, self.config.length)
-            scores = self.states(batch)[:, -1] @ items.T
-            return torch.where(batch.mask[:, -1:], scores, self.count.to(scores))
+            scores = score(batch)
+            scores = torch.where(batch.mask[:, -1:], scores, self.count.to(scores))
+            return scores if offered is None else scores.masked_fill(~offered, -torch.inf)
 
         return ItemScores(block, len(histories), self.num_items + 1)
+
+    def scorer(self) -> Callable[[Sequences], Tensor]:
+        """Return what gives all items' scores ``[B, num_items + 1]`` after each row's last event.
+
+        What a row without events gets is not read.
+        """
+        items = self.item_vectors()
+        return lambda batch: self.states(batch)[:, -1] @ items.T
 
     @torch.no_grad()
     def rank(
@@ -272,7 +293,7 @@ class Recommender(nn.Module, ABC):
         asked = Histories.of_users(events, known=several)
         if now is not None and asked.time is not None:
             asked = replace(asked, time=torch.full_like(asked.time, now))
-        items, scores = top_k(self.scores(asked), k, asked.seen() if exclude_seen else None)
+        items, scores = top_k(self.scores(asked), k, asked.seen if exclude_seen else None)
         return (items, scores) if several else (items[0], scores[0])
 
     def save(self, path: str | Path) -> None:

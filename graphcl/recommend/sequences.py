@@ -5,8 +5,9 @@ item 0, and row 0 of whatever has a row per item is padding's.  Recurrent layers
 a state through the padding, read :func:`pad_right` of a batch and give back :func:`pad_left`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -190,10 +191,10 @@ class Histories:
     def __len__(self) -> int:
         return len(self.start)
 
-    @property
+    @cached_property
     def repeats(self) -> Tensor:
         """Whether the target is in its history already, bool ``[n]``."""
-        seen = self.seen()
+        seen = self.seen
         case = torch.arange(len(self)).repeat_interleave(seen.indptr.diff())
         found = torch.zeros(len(self), dtype=torch.bool)
         found[case[seen.indices == self.target[case]]] = True
@@ -226,8 +227,9 @@ class Histories:
             at[:, -1] = self.time[cases]
         return replace(batch, user=self.user[cases])
 
+    @cached_property
     def seen(self) -> SeenItems:
-        """Return the items of each history, all of them."""
+        """The items of each history, all of them."""
         count = self.end - self.start
         ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
         row = torch.arange(int(ptr[-1])) + (self.start - ptr[:-1]).repeat_interleave(count)
@@ -237,7 +239,9 @@ class Histories:
 def _merge(*parts: Interactions) -> tuple[Interactions, Tensor]:
     """Return all parts as one, of one time in their order, and the rows of the last."""
     user, item = (torch.cat([getattr(part, key) for part in parts]) for key in ("user", "item"))
-    time, session = (_cat([part.time for part in parts]), _cat([part.session for part in parts]))
+    time, session = (
+        cat_known([getattr(part, key) for part in parts]) for key in ("time", "session")
+    )
     order = torch.arange(len(user)) if time is None else time.argsort(stable=True)
     order = order[user[order].argsort(stable=True)]
     merged = Interactions(
@@ -252,7 +256,8 @@ def _merge(*parts: Interactions) -> tuple[Interactions, Tensor]:
     return merged, (order >= len(order) - len(parts[-1])).nonzero().squeeze(1)
 
 
-def _cat(values: list[Tensor | None]) -> Tensor | None:
+def cat_known(values: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the values as one, or None where one is missing."""
     known = [value for value in values if value is not None]
     return torch.cat(known) if len(known) == len(values) else None
 

@@ -1,5 +1,6 @@
 """SLSRec: long- and short-term interests over sessions, kept apart by contrast."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -8,11 +9,10 @@ from torch import Tensor, nn
 
 from graphcl.contrast import bpr, elementwise_triplet
 from graphcl.errors import check_fields
-from graphcl.metrics.ranking import ItemScores
 from graphcl.recommend.attention import PairScore, SessionAttention, perceptron
 from graphcl.recommend.baselines import item_table
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
-from graphcl.recommend.sequences import Histories, Sequences
+from graphcl.recommend.sequences import Sequences
 from graphcl.recommend.sessions import Sessions
 from graphcl.recommend.time_lstm import TimeLSTM
 
@@ -168,8 +168,8 @@ class SLSRec(Recommender):
 
     def states(self, batch: Sequences) -> Tensor:
         mask = batch.mask
-        event = torch.arange(int(mask.sum()), device=mask.device)
-        reading = self.read(batch, event)
+        sessions = Sessions.of(batch, self.config.gap)
+        reading = self.read(batch, sessions, sessions.event)
         states = reading.x.new_zeros(*mask.shape, self.config.hidden_channels)
         states[mask] = self.interests(reading, reading.x[:, None]).blended
         return states
@@ -177,7 +177,8 @@ class SLSRec(Recommender):
     def loss(self, batch: Sequences) -> dict[str, Tensor]:
         following = batch.target[batch.mask]
         asked = following.nonzero().squeeze(1)
-        reading, target = self.read(batch, asked), following[asked]
+        reading = self.read(batch, Sessions.of(batch, self.config.gap), asked)
+        target = following[asked]
         if self.config.mode == "retrieval":
             interests = self.interests(reading, reading.x[asked, None])
             softmax = self.softmax(interests.blended, self.item_vectors(), target)
@@ -193,19 +194,11 @@ class SLSRec(Recommender):
             "discrepancy": self.config.discrepancy_weight * self._discrepancy(reading.users),
         }
 
-    def scores(self, histories: Histories) -> ItemScores:
-        self.eval()
-
-        def block(cases: slice) -> Tensor:
-            batch = histories.batch(cases, self.config.length)
-            if self.config.mode == "retrieval":
-                scores = self._last_states(batch) @ self.item_vectors().T
-            else:
-                every = torch.arange(self.num_items + 1, device=batch.item.device)
-                scores = self.score_candidates(batch, every.expand(len(batch), -1))
-            return torch.where(batch.mask[:, -1:], scores, self.count.to(scores))
-
-        return ItemScores(block, len(histories), self.num_items + 1)
+    def scorer(self) -> Callable[[Sequences], Tensor]:
+        if self.config.mode == "retrieval":
+            return lambda batch: self._last_states(batch) @ self.item_vectors().T
+        every = torch.arange(self.num_items + 1, device=self.item.weight.device)
+        return lambda batch: self.score_candidates(batch, every.expand(len(batch), -1))
 
     @torch.no_grad()
     def score_candidates(self, batch: Sequences, candidates: Tensor) -> Tensor:
@@ -221,7 +214,7 @@ class SLSRec(Recommender):
             return (self.item(candidates) @ self._last_states(batch)[:, :, None]).squeeze(2)
         sessions = Sessions.of(batch, self.config.gap)
         last = sessions.last
-        reading, row = self.read(batch, last), sessions.row[last]
+        reading, row = self.read(batch, sessions, last), sessions.row[last]
         width = max(1, _PAIRS // max(1, len(sessions.lookback(last).key)))
         parts = [self._judge(reading, part)[0] for part in candidates[row].split(width, dim=1)]
         scores = self.item.weight.new_zeros(candidates.shape)
@@ -232,19 +225,19 @@ class SLSRec(Recommender):
         """Return the state after each row's last event, 0 without one, ``[B, D]``."""
         sessions = Sessions.of(batch, self.config.gap)
         last = sessions.last
-        reading = self.read(batch, last)
+        reading = self.read(batch, sessions, last)
         states = reading.x.new_zeros(len(batch), self.config.hidden_channels)
         states[sessions.row[last]] = self.interests(reading, reading.x[last, None]).blended
         return states
 
-    def read(self, batch: Sequences, asked: Tensor) -> Reading:
+    def read(self, batch: Sequences, sessions: Sessions, asked: Tensor) -> Reading:
         """Return what a batch says after some of its events.
 
         Args:
             batch: Left-padded rows.
+            sessions: Theirs.
             asked: int64 ``[a]``, numbers of these events as :class:`Sessions` gives them.
         """
-        sessions = Sessions.of(batch, self.config.gap)
         users = batch.user * (batch.user <= self.num_users)
         if self.training:
             users = users * (torch.rand(len(users)) >= _UNKNOWN).to(users)

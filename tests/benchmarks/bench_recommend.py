@@ -12,6 +12,7 @@ exceed 12 GiB.
 Run ``python tests/benchmarks/bench_recommend.py``, or with sizes of the catalogue behind it.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -117,4 +118,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]:
         print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
     else:
-        main([int(size) for size in sys.argv[1:]] or list(CATALOGUES))
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        sizes = "items in the catalogue, one or more, instead of those of the table"
+        parser.add_argument("sizes", type=int, nargs="*", help=sizes)
+        main(parser.parse_args().sizes or list(CATALOGUES))

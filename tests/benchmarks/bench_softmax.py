@@ -4,6 +4,7 @@ Run ``python tests/benchmarks/bench_softmax.py``, or with sizes of the catalogue
 left out where it would exceed 8 GiB.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -74,4 +75,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]:
         print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
     else:
-        main([int(size) for size in sys.argv[1:]] or list(CATALOGUES))
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        sizes = "items in the catalogue, one or more, instead of those of the table"
+        parser.add_argument("sizes", type=int, nargs="*", help=sizes)
+        main(parser.parse_args().sizes or list(CATALOGUES))

@@ -326,7 +326,7 @@ def test_a_text_tells_to_whom_an_item_goes_that_nobody_took() -> None:
         model = FAERec(CONFIG).fit(replace(train, text=text))
         test = Histories.held_out(split.test, train)
         means.append(float(model.ranks(test)[cold[test.target]].mean()))
-    unseen = 60 - float(test.seen().indptr.diff().double().mean())
+    unseen = 60 - float(test.seen.indptr.diff().double().mean())
     chance = (unseen + 1) / 2
     assert means[0] < 0.9 * chance
     assert means[1] > means[0] + 5

@@ -121,7 +121,7 @@ def test_training_beats_popularity_and_stays_below_the_best_there_can_be() -> No
     best, reached, popular = (
         gains(ranks)
         for ranks in (
-            rank_targets(truth, asked.target, asked.seen()),
+            rank_targets(truth, asked.target, asked.seen),
             model.ranks(asked),
             Popularity().fit(split.train).ranks(asked),
         )

@@ -190,3 +190,27 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.npz").write_bytes(b"nothing")
     with pytest.raises(GraphCLError, match="no saved model"):
         SASRec.load(tmp_path / "model.npz")
+
+
+def test_what_is_not_offered_does_not_compete_and_what_was_had_before_is_a_miss(
+    model: Recommender, interactions: Interactions
+) -> None:
+    split = interactions.leave_one_out()
+    test = Histories.held_out(split.test, split.train, split.val)
+    own = torch.zeros(len(test), dtype=torch.bool)
+    own[: len(test) // 2] = True
+    first = test.interactions.item[test.start]
+    again = replace(test, target=torch.where(own, first, test.target))
+    everything = model.ranks(again)
+    assert everything[own].isinf().all()
+    assert everything[~own].isinf().equal(test.repeats[~own])
+    offered = torch.zeros(model.num_items + 1, dtype=torch.bool)
+    offered[1::2] = True
+    ranks = model.ranks(test, offered)
+    sold = offered[test.target] & ~test.repeats
+    assert (ranks[sold] < model.ranks(test)[sold]).any()
+    assert (ranks[sold] <= model.ranks(test)[sold]).all()
+    assert ranks[sold].max() <= int(offered.sum())
+    scores = model.scores(test, offered).function(slice(0, 5))
+    assert scores[:, ~offered].isinf().all()
+    assert scores[:, offered].isfinite().all()

@@ -100,7 +100,7 @@ def test_held_out_events_follow_all_that_their_users_did_before() -> None:
     assert test.time is not None
     assert batch.target_time is not None
     assert batch.target_time[:, -1].tolist() == test.time.tolist()
-    seen = test.seen()
+    seen = test.seen
     assert seen.indptr.tolist() == [0, 3, 6]
     assert seen.indices.tolist() == [1, 2, 3, 7, 8, 9]
     assert test.repeats.tolist() == [False, True]

@@ -129,7 +129,7 @@ def test_the_long_term_interest_reads_the_last_sessions_alone(interactions: Inte
     changed = item[batch.mask]
     changed[old] = changed[old] % 40 + 1
     item[batch.mask] = changed
-    before, after = (model.read(b, last).long for b in (batch, replace(batch, item=item)))
+    before, after = (model.read(b, sessions, last).long for b in (batch, replace(batch, item=item)))
     far = sessions.nth[last] > 1
     torch.testing.assert_close(before[far], after[far])
 
@@ -199,7 +199,7 @@ def test_contrast_is_the_mean_over_the_events_that_are_asked_about(
         batch_of(interactions),
     )
     sessions = Sessions.of(batch, 1800)
-    reading = model.read(batch, sessions.event)
+    reading = model.read(batch, sessions, sessions.event)
     interests = model.interests(reading, reading.x[:, None])
     target, terms = batch.target[batch.mask], []
     for event in range(len(sessions)):
@@ -227,14 +227,14 @@ def test_the_blend_is_between_the_interests_and_its_share_can_be_fixed(
     interactions: Interactions,
 ) -> None:
     batch = batch_of(interactions)
-    event = Sessions.of(batch, 1800).event
+    sessions = Sessions.of(batch, 1800)
     model = started(interactions)
-    reading = model.read(batch, event)
+    reading = model.read(batch, sessions, sessions.event)
     interests = model.interests(reading, reading.x[:, None])
     assert ((interests.share > 0) & (interests.share < 1)).all()
     assert interests.share.std() > 0
     fixed = started(interactions, blend=1.0)
-    reading = fixed.read(batch, event)
+    reading = fixed.read(batch, sessions, sessions.event)
     interests = fixed.interests(reading, reading.x[:, None])
     torch.testing.assert_close(interests.blended, interests.long)
 
@@ -247,7 +247,7 @@ def test_neither_interest_goes_silent_however_sure_the_blend_is(
     with torch.no_grad():
         model.fusion[-1].bias.fill_(bias)
     sessions = Sessions.of(batch, 1800)
-    reading = model.read(batch, sessions.event)
+    reading = model.read(batch, sessions, sessions.event)
     interests = model.interests(reading, reading.x[:, None])
     assert ((interests.share > 0.1) & (interests.share < 0.9)).all()
     model.loss(batch)["softmax"].backward()
@@ -260,8 +260,8 @@ def test_neither_interest_goes_silent_however_sure_the_blend_is(
 def test_both_interests_come_at_one_scale(interactions: Interactions) -> None:
     config = SLSRecConfig(hidden_channels=32, length=12, gap=1800)
     model, batch = SLSRec(config).start(interactions), batch_of(interactions)
-    event = Sessions.of(batch, 1800).event
-    reading = model.read(batch, event)
+    sessions = Sessions.of(batch, 1800)
+    reading = model.read(batch, sessions, sessions.event)
     interests = model.interests(reading, reading.x[:, None])
     ratio = interests.long.norm(dim=1).mean() / interests.short.norm(dim=1).mean()
     assert 0.7 < ratio < 1.4
@@ -335,7 +335,7 @@ def test_drawn_candidates_that_the_window_has_do_not_count(interactions: Interac
     model, batch = started(interactions, **CANDIDATES), batch_of(interactions)
     asked = batch.target[batch.mask].nonzero().squeeze(1)
     target = batch.target[batch.mask][asked]
-    reading = model.read(batch, asked)
+    reading = model.read(batch, Sessions.of(batch, 1800), asked)
     candidates, known = model._draw(batch, reading, target)
     assert candidates[:, 0].equal(target)
     assert not known[:, 0].any()
@@ -396,5 +396,5 @@ def test_it_ranks_better_than_popularity(mode: dict[str, Any], times: float) -> 
     test = Histories.held_out(split.test, split.train, split.val).some(150)
     count = split.train.item.bincount(minlength=51).float()
     popularity = ItemScores(lambda cases: count.expand(cases.stop - cases.start, -1), 150, 51)
-    popular = rank_targets(popularity, test.target, test.seen())
+    popular = rank_targets(popularity, test.target, test.seen)
     assert ndcg(model.ranks(test), 10) > times * ndcg(popular, 10)
