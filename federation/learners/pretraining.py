@@ -95,13 +95,10 @@ class PretrainingLearner(ClassificationLearner):
 
     def _labelled(self, graph: PreparedGraph) -> Forward:
         """Return what the algorithm may see of the samples with labels."""
-        if self.supervised:
-            train = self.masks["train"]
-            embedding, y = self.model(graph)[train], self.y[train]
-        else:
-            embedding, y = torch.empty(0, self.embedding_channels), self.y[:0]
-        # No logits: the probe has no part in training.
-        return Forward(embedding, torch.zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        train = self.masks["train"]
+        return self.unscored(self.model(graph)[train], self.y[train])
 
     @torch.no_grad()
     def forward(self) -> Forward:

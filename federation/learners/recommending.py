@@ -135,14 +135,10 @@ class RecommendLearner(LabelledLearner):
 
     def _labelled(self, batch: Sequences) -> Forward:
         """Return what the algorithm may see of samples and their classes."""
-        if self.supervised:
-            label = self.platform.label[batch.target]
-            embedding, y = self.model(batch)[label >= 0], label[label >= 0]
-        else:
-            embedding = torch.empty(0, self.embedding_channels)
-            y = torch.empty(0, dtype=torch.long)
-        # No logits: what is trained ranks items.
-        return Forward(embedding, embedding.new_zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        label = self.platform.label[batch.target]
+        return self.unscored(self.model(batch)[label >= 0], label[label >= 0])
 
     @torch.no_grad()
     def features(self) -> Forward:
