@@ -58,7 +58,7 @@ class Experiment(Table):
             raise ValueError(
                 f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
                 f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
-                "use a prototype strategy (fedproto, feddbp)"
+                "use 'lgfedavg' or a prototype strategy (fedproto, fedtgp, feddbp)"
             )
         if self.task.name != "classify" and self.simulation.gpus_per_client:
             raise ValueError(
@@ -80,6 +80,12 @@ class Experiment(Table):
         if "fedper" in planned and self.task.name in headless:
             raise ValueError(
                 f"strategy.name: 'fedper' leaves the last layers on their node, and "
+                f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
+                "strategy.personal_weights for what shall stay"
+            )
+        if "lgfedavg" in planned and self.task.name in headless:
+            raise ValueError(
+                f"strategy.name: 'lgfedavg' averages the last layers, and "
                 f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )

@@ -13,11 +13,22 @@ from graphcl.outages import SAHGNNConfig
 from graphcl.recommend import RECOMMENDERS, RecommenderConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
-STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl", "pooled")
-# One model for all: its weights cross the wire.
+STRATEGIES = (
+    "local",
+    "fedavg",
+    "fedprox",
+    "fedper",
+    "lgfedavg",
+    "fedproto",
+    "fedtgp",
+    "feddbp",
+    "scfsgl",
+    "pooled",
+)
+# One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
 WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
-PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
+PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
 TRAINED_RECOMMENDERS = tuple(
     name for name, kind in RECOMMENDERS.items() if issubclass(kind.config_type, RecommenderConfig)
 )
@@ -251,6 +262,23 @@ class FedProtoTable(Table):
     )
 
 
+class FedTGPTable(Table):
+    """FedTGP."""
+
+    lambda_align: float = key(10.0, "weight of the distance to the class's prototype", ge=0)
+    margin: Literal["code", "paper"] = key(
+        "code",
+        "largest distance of a class from its nearest one (authors' code) or of any two (paper)",
+    )
+    margin_limit: float = key(100.0, "what the margin is at most", gt=0)
+    epochs: int = key(100, "the server's passes over the prototypes of a round", ge=1)
+    batch_size: int = key(10, "prototypes per step of the server", ge=1)
+    learning_rate: float = key(0.01, "step size of the server", gt=0)
+    inference: Literal["head", "prototype"] = key(
+        "prototype", "what counts as the prediction; both are recorded"
+    )
+
+
 class FedDBPTable(Table):
     """FedDBP."""
 
@@ -300,6 +328,7 @@ class Strategy(Table):
     )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
+    fedtgp: FedTGPTable = FedTGPTable()
     feddbp: FedDBPTable = FedDBPTable()
     scfsgl: SCFSGLTable = SCFSGLTable()
 

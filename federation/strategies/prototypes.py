@@ -179,6 +179,9 @@ class PrototypeStrategy(MessageStrategy):
     def fuse(self) -> PrototypeTable:
         """Return the global table of all uploads."""
 
+    def learn(self, server_round: int, received: Mapping[int, Upload]) -> None:
+        """Train what the server itself holds on a round's uploads; by default it holds nothing."""
+
     def _aggregate(self) -> None:
         self.table = self.fuse()
 
@@ -194,11 +197,14 @@ class PrototypeStrategy(MessageStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take in the uploads of a round and fuse them with those of absent clients."""
+        received = {}
         for reply in replies:
             if not reply.has_error():
                 partition = self.facts.nodes[reply.metadata.src_node_id]
                 record = reply.content.array_records["prototypes"]
-                self.uploads[partition] = Upload.from_arrays(record)
+                received[partition] = Upload.from_arrays(record)
+        self.uploads |= received
+        self.learn(server_round, received)
         self._aggregate()
         return self.table.to_arrays(), None
 
