@@ -101,6 +101,8 @@ class Experiment(Table):
                 f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
                 "the two branches of strategy.feddbp.fuse = 'concat'; take an even number"
             )
+        if "feddbp" in planned and feddbp.fisher_bits == 1:
+            self._possible_bits()
         halved = self.task.name == "pretrain" and self.pretrain.method == "aspect"
         if halved and self.pretrain.aspect.fusion == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
@@ -125,6 +127,18 @@ class Experiment(Table):
                 "are; lower partition.clients or partition.min_nodes"
             )
         return self
+
+    def _possible_bits(self) -> None:
+        if self.strategy.feddbp.fisher == "server":
+            raise ValueError(
+                "strategy.feddbp.fisher_bits: 1 bit is what a client says of a channel, but "
+                "strategy.feddbp.fisher = 'server' has nothing of it on the wire; leave it at 32"
+            )
+        if self.strategy.feddbp.personal == "soft":
+            raise ValueError(
+                "strategy.feddbp.fisher_bits: 1 bit says whether a channel matters, but "
+                "strategy.feddbp.personal = 'soft' asks how much; take 'hard', 'similar' or 'off'"
+            )
 
     def _possible_outages(self) -> None:
         if self.partition.scheme != "natural":

@@ -282,8 +282,10 @@ class FedTGPTable(Table):
 class FedDBPTable(Table):
     """FedDBP."""
 
-    fuse: Literal["concat", "sum"] = key(
-        "sum", "join the branches by their mean, or side by side with half the channels each"
+    fuse: Literal["concat", "sum", "none"] = key(
+        "sum",
+        "join the branches by their mean, or side by side with half the channels each; none = no "
+        "projector, both losses on the embedding itself",
     )
     lambda_align: float = key(1.0, "weight of the alignment term; 0 = off", ge=0)
     lambda_contrast: float = key(1.0, "weight of the contrastive term; 0 = off", ge=0)
@@ -291,12 +293,25 @@ class FedDBPTable(Table):
     global_weight: Literal["fisher", "count", "uniform"] = key(
         "fisher", "weights of the global mean: class size times Fisher, class size, or none"
     )
+    fisher: Literal["client", "server"] = key(
+        "client",
+        "whose head says which channels matter: the client's, or one that the server trains on "
+        "the prototypes",
+    )
+    fisher_bits: Literal[32, 1] = key(
+        32, "of the importance of a channel on the wire; 1 = whether it reaches the threshold"
+    )
     fisher_floor: float = key(0.1, "added to the scaled Fisher information in the mean", gt=0)
-    personal: Literal["soft", "hard", "off"] = key(
-        "soft", "how a client keeps its own value on the channels that matter to it"
+    personal: Literal["soft", "hard", "similar", "off"] = key(
+        "soft",
+        "how a client keeps its own value on the channels that matter to it; similar = a mean of "
+        "all by likeness instead",
     )
     keep: float = key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
-    threshold: float = key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
+    threshold: float = key(
+        0.4, "hard, and one bit: importance from which the own value is kept", ge=0, le=1
+    )
+    similarity_temperature: float = key(1.0, "similar: temperature of the likeness", gt=0)
     inference: Literal["head", "prototype"] = key(
         "prototype", "what counts as the prediction; both are recorded"
     )

@@ -386,6 +386,8 @@ def unlike_defaults() -> dict:
         "strategy.fedtgp.inference": "head",
         "strategy.feddbp.fuse": "concat",
         "strategy.feddbp.global_weight": "count",
+        "strategy.feddbp.fisher": "server",
+        "strategy.feddbp.fisher_bits": 1,
         "strategy.feddbp.personal": "hard",
         "strategy.feddbp.inference": "head",
         "simulation.engine": "local",
@@ -443,7 +445,7 @@ def test_experiments_are_equal_and_hash_alike_by_their_keys():
 
 def test_override_changes_the_named_keys_and_nothing_else():
     experiment = Experiment.from_flat(unlike_defaults())
-    changed = {"strategy.name": "feddbp", "run.compare": ""}
+    changed = {"strategy.name": "feddbp", "run.compare": "", "strategy.feddbp.fisher": "client"}
     assert experiment.override(changed).flat() == experiment.flat() | changed
     assert experiment.override({}) == experiment
     with pytest.raises(ConfigError, match=r"run\.sed: unknown key"):
