@@ -174,10 +174,10 @@ def test_killed_run_of_a_judging_server_goes_on_to_the_same_end(
     configured, tmp_path, killed_and_resumed, summary_of, staged
 ):
     keys = {"fisher": "server"}
-    whole = configured(tmp_path / "whole", **keys).override({"run.rounds": 4})
+    whole = configured(tmp_path / "whole", **keys).override({"run.rounds": 3})
     staged(whole).serve()
-    killed = configured(tmp_path / "killed", **keys).override({"run.rounds": 4})
-    killed_and_resumed(killed, 3)
+    killed = configured(tmp_path / "killed", **keys).override({"run.rounds": 3})
+    killed_and_resumed(killed, 2)
     assert summary_of(tmp_path / "killed")["digest"] == summary_of(tmp_path / "whole")["digest"]
 
 
