@@ -19,7 +19,7 @@ FACTS = Facts({p + 1: p for p in range(4)}, channels={"in-channels": 5}, num_cla
 VARIANTS = {
     "fedproto-count": ("fedproto", {"global_weight": "count"}, True),
     "fedproto-uniform": ("fedproto", {"global_weight": "uniform"}, False),
-    "fedtgp": ("fedtgp", {"epochs": 2}, False),
+    "fedtgp": ("fedtgp", {"epochs": 2, "batch_size": 2}, False),
     "feddbp-fisher": ("feddbp", {"global_weight": "fisher", "fisher_floor": 0.25}, True),
     "feddbp-count": ("feddbp", {"global_weight": "count"}, True),
     "feddbp-uniform": ("feddbp", {"global_weight": "uniform"}, False),
