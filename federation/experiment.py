@@ -58,7 +58,7 @@ class Experiment(Table):
             raise ValueError(
                 f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
                 f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
-                "use a prototype strategy (fedproto, feddbp)"
+                "use 'lgfedavg' or a prototype strategy (fedproto, fedtgp, feddbp)"
             )
         if self.task.name != "classify" and self.simulation.gpus_per_client:
             raise ValueError(
@@ -83,6 +83,12 @@ class Experiment(Table):
                 f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )
+        if "lgfedavg" in planned and self.task.name in headless:
+            raise ValueError(
+                f"strategy.name: 'lgfedavg' averages the last layers, and "
+                f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
+                "strategy.personal_weights for what shall stay"
+            )
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":
@@ -95,6 +101,8 @@ class Experiment(Table):
                 f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
                 "the two branches of strategy.feddbp.fuse = 'concat'; take an even number"
             )
+        if "feddbp" in planned and feddbp.fisher_bits == 1:
+            self._possible_bits()
         halved = self.task.name == "pretrain" and self.pretrain.method == "aspect"
         if halved and self.pretrain.aspect.fusion == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
@@ -119,6 +127,18 @@ class Experiment(Table):
                 "are; lower partition.clients or partition.min_nodes"
             )
         return self
+
+    def _possible_bits(self) -> None:
+        if self.strategy.feddbp.fisher == "server":
+            raise ValueError(
+                "strategy.feddbp.fisher_bits: 1 bit is what a client says of a channel, but "
+                "strategy.feddbp.fisher = 'server' has nothing of it on the wire; leave it at 32"
+            )
+        if self.strategy.feddbp.personal == "soft":
+            raise ValueError(
+                "strategy.feddbp.fisher_bits: 1 bit says whether a channel matters, but "
+                "strategy.feddbp.personal = 'soft' asks how much; take 'hard', 'similar' or 'off'"
+            )
 
     def _possible_outages(self) -> None:
         if self.partition.scheme != "natural":

@@ -22,7 +22,6 @@ from federation.scores import SCORES
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
 from federation.strategies.weights import first_weights
-from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 
 
@@ -120,7 +119,7 @@ def _begin(
 
 
 def _initial_arrays(experiment: Experiment, facts: Facts) -> ArrayRecord:
-    if experiment.strategy.name not in WEIGHT_STRATEGIES:
+    if "arrays" not in ALGORITHMS[experiment.strategy.name].sends:
         return ArrayRecord()
     learner_type = LEARNERS[experiment.task.name]
     model = learner_type.build(experiment, "server", facts.channels, facts.num_classes)

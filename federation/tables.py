@@ -13,11 +13,22 @@ from graphcl.outages import SAHGNNConfig
 from graphcl.recommend import RECOMMENDERS, RecommenderConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
-STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl", "pooled")
-# One model for all: its weights cross the wire.
+STRATEGIES = (
+    "local",
+    "fedavg",
+    "fedprox",
+    "fedper",
+    "lgfedavg",
+    "fedproto",
+    "fedtgp",
+    "feddbp",
+    "scfsgl",
+    "pooled",
+)
+# One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
 WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
-PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
+PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
 TRAINED_RECOMMENDERS = tuple(
     name for name, kind in RECOMMENDERS.items() if issubclass(kind.config_type, RecommenderConfig)
 )
@@ -251,11 +262,30 @@ class FedProtoTable(Table):
     )
 
 
+class FedTGPTable(Table):
+    """FedTGP."""
+
+    lambda_align: float = key(10.0, "weight of the distance to the class's prototype", ge=0)
+    margin: Literal["code", "paper"] = key(
+        "code",
+        "largest distance of a class from its nearest one (authors' code) or of any two (paper)",
+    )
+    margin_limit: float = key(100.0, "what the margin is at most", gt=0)
+    epochs: int = key(100, "the server's passes over the prototypes of a round", ge=1)
+    batch_size: int = key(10, "prototypes per step of the server", ge=1)
+    learning_rate: float = key(0.01, "step size of the server", gt=0)
+    inference: Literal["head", "prototype"] = key(
+        "prototype", "what counts as the prediction; both are recorded"
+    )
+
+
 class FedDBPTable(Table):
     """FedDBP."""
 
-    fuse: Literal["concat", "sum"] = key(
-        "sum", "join the branches by their mean, or side by side with half the channels each"
+    fuse: Literal["concat", "sum", "none"] = key(
+        "sum",
+        "join the branches by their mean, or side by side with half the channels each; none = no "
+        "projector, both losses on the embedding itself",
     )
     lambda_align: float = key(1.0, "weight of the alignment term; 0 = off", ge=0)
     lambda_contrast: float = key(1.0, "weight of the contrastive term; 0 = off", ge=0)
@@ -263,12 +293,25 @@ class FedDBPTable(Table):
     global_weight: Literal["fisher", "count", "uniform"] = key(
         "fisher", "weights of the global mean: class size times Fisher, class size, or none"
     )
+    fisher: Literal["client", "server"] = key(
+        "client",
+        "whose head says which channels matter: the client's, or one that the server trains on "
+        "the prototypes",
+    )
+    fisher_bits: Literal[32, 1] = key(
+        32, "of the importance of a channel on the wire; 1 = whether it reaches the threshold"
+    )
     fisher_floor: float = key(0.1, "added to the scaled Fisher information in the mean", gt=0)
-    personal: Literal["soft", "hard", "off"] = key(
-        "soft", "how a client keeps its own value on the channels that matter to it"
+    personal: Literal["soft", "hard", "similar", "off"] = key(
+        "soft",
+        "how a client keeps its own value on the channels that matter to it; similar = a mean of "
+        "all by likeness instead",
     )
     keep: float = key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
-    threshold: float = key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
+    threshold: float = key(
+        0.4, "hard, and one bit: importance from which the own value is kept", ge=0, le=1
+    )
+    similarity_temperature: float = key(1.0, "similar: temperature of the likeness", gt=0)
     inference: Literal["head", "prototype"] = key(
         "prototype", "what counts as the prediction; both are recorded"
     )
@@ -300,6 +343,7 @@ class Strategy(Table):
     )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
+    fedtgp: FedTGPTable = FedTGPTable()
     feddbp: FedDBPTable = FedDBPTable()
     scfsgl: SCFSGLTable = SCFSGLTable()
 

@@ -63,7 +63,8 @@ class Learner(ABC):
     Attributes:
         model: All that may cross the wire or stay on the node.
         holds: The stored record whose state this learner has, if it is known.
-        heads: Names of weights behind the embedding, which ``fedper`` leaves on their node.
+        heads: Names of weights behind the embedding, which ``fedper`` leaves on their node
+            and ``lgfedavg`` alone averages.
     """
 
     heads: ClassVar[tuple[str, ...]] = ()

@@ -6,9 +6,10 @@ every client on its own, and Fisher information says which channels of a client'
 matter. Completed by us from named prior work, since no equation was readable: the layers and
 widths of the branches and their concatenation (ours); mean squared error against the own class's
 prototype (FedProto); InfoNCE of samples against prototypes by cosine (FedPCL, FPL); diagonal
-empirical Fisher information of feature channels, scaled to [0, 1] (FedDPA); the Fisher-weighted
-global mean (Fisher-weighted model merging); keeping a client's own value on the channels that
-matter to it (FedDPA). This is not a reproduction.
+empirical Fisher information of feature channels, scaled to [0, 1] (FedDPA), of the client's head or
+of one that the server trains (FedGH); the Fisher-weighted global mean (Fisher-weighted model
+merging); keeping a client's own value on the channels that matter to it (FedDPA), or in its place a
+mean of all clients' prototypes by their likeness to its own (FedAPA). This is not a reproduction.
 """
 
 from collections.abc import Mapping
@@ -16,12 +17,21 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F  # noqa: N812
 from flwr.app import ArrayRecord, RecordDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward, Projector
+from federation.records import to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Facts
+from federation.strategies.dual_branch import DualBranchProjector, split_branches
 from federation.strategies.fedproto import FedProtoExchange, alignment, first, nearest
+from federation.strategies.fisher import (
+    channel_fisher,
+    fit_server_head,
+    judged,
+    scale_rows,
+    server_head,
+)
 from federation.strategies.prototypes import (
     PrototypeStrategy,
     PrototypeTable,
@@ -31,78 +41,21 @@ from federation.strategies.prototypes import (
     weighted_prototypes,
 )
 from graphcl.contrast import prototype_contrast
-
-
-class DualBranchProjector(nn.Module):
-    """Two branches over an embedding: one for fidelity, one for discrimination.
-
-    Args:
-        channels: Width of the embedding, in and out.
-        fuse: ``concat`` gives each branch half the channels; ``sum`` gives both the full width
-            and averages them.
-
-    Shapes:
-        - **input**, **output**: ``[num_samples, channels]``
-    """
-
-    def __init__(self, channels: int, fuse: str = "concat"):
-        super().__init__()
-        self.fuse = fuse
-        width = channels // 2 if fuse == "concat" else channels
-        self.align = nn.Linear(channels, width)
-        self.discriminate = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, width)
-        )
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Project an embedding."""
-        aligned, discriminated = self.align(h), self.discriminate(h)
-        if self.fuse == "concat":
-            return torch.cat((aligned, discriminated), -1)
-        return (aligned + discriminated) / 2
-
-
-def split_branches(z: Tensor, fuse: str) -> tuple[Tensor, Tensor]:
-    """Return the channels of the fidelity and of the discrimination branch."""
-    if fuse == "sum":
-        return z, z
-    half = z.size(-1) // 2
-    return z[..., :half], z[..., half:]
-
-
-def channel_fisher(embedding: Tensor, y: Tensor, head: nn.Linear) -> Tensor:
-    """Return the squared derivative of every sample's log-likelihood by its channels.
-
-    Closed form for a linear head: ``((onehot(y) - softmax(W z + b)) W)²``.
-
-    Shapes:
-        - **embedding**: ``[num_samples, channels]``, **y**: ``[num_samples]``
-        - **output**: ``[num_samples, channels]``, not negative
-    """
-    logits = head(embedding)
-    residual = F.one_hot(y, logits.size(1)).to(logits) - logits.softmax(-1)
-    return (residual @ head.weight).square()
-
-
-def scale_rows(fisher: Tensor) -> Tensor:
-    """Scale every row to [0, 1]; a constant row becomes 0.5 everywhere."""
-    low, high = fisher.amin(1, keepdim=True), fisher.amax(1, keepdim=True)
-    scaled = (fisher - low) / (high - low).clamp(min=torch.finfo(fisher.dtype).tiny)
-    return torch.where(high > low, scaled, 0.5).clamp(0, 1)
+from graphcl.training import torch_rng
 
 
 class FedDBPExchange(FedProtoExchange):
     """Client half.
 
     Wire down: ``prototypes``, this client's own table: ``values [known, K]``, ``classes [known]``.
-    Wire up: ``prototypes`` with ``values [held, K]``, ``fisher [held, K]``, ``classes [held]``,
-    ``support [held]``.
+    Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``, and,
+    unless the server judges the channels, ``fisher [held, K]``, or a bit for each channel.
     """
 
     @classmethod
-    def projector(cls, experiment: Experiment) -> Projector:
+    def projector(cls, experiment: Experiment) -> Projector | None:
         fuse = experiment.strategy.feddbp.fuse
-        return lambda channels: DualBranchProjector(channels, fuse)
+        return None if fuse == "none" else lambda channels: DualBranchProjector(channels, fuse)
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
         config = self.experiment.strategy.feddbp
@@ -122,12 +75,17 @@ class FedDBPExchange(FedProtoExchange):
 
     @torch.no_grad()
     def reply(self) -> RecordDict:
-        learner = self.learner
+        learner, config = self.learner, self.experiment.strategy.feddbp
+        if config.fisher == "server":
+            return super().reply()
         out = learner.features()
         upload = local_upload(
             out, learner.num_classes, channel_fisher(out.embedding, out.y, learner.head)
         )
-        scaled = Upload(upload.classes, upload.values, upload.support, scale_rows(upload.fisher))
+        fisher = scale_rows(upload.fisher)
+        if config.fisher_bits == 1:
+            fisher = fisher >= config.threshold
+        scaled = Upload(upload.classes, upload.values, upload.support, fisher)
         return RecordDict({"prototypes": scaled.to_arrays()})
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
@@ -147,6 +105,19 @@ class FedDBPExchange(FedProtoExchange):
 class FedDBP(PrototypeStrategy):
     """Server half: a channel-weighted global table, then a fusion of its own for every client."""
 
+    def __init__(self, experiment: Experiment, facts: Facts):
+        judges = experiment.strategy.feddbp.fisher == "server"
+        self.head = server_head(experiment, facts) if judges else None
+        super().__init__(experiment, facts)
+
+    def learn(self, server_round: int, received: Mapping[int, Upload]) -> None:
+        """Judge the channels of all clients anew, where that is the server's to do."""
+        if self.head is None or not any(len(upload.classes) for upload in self.uploads.values()):
+            return
+        rng = torch_rng(self.experiment.run.seed, "feddbp", server_round)
+        fit_server_head(self.head, self.uploads.values(), rng)
+        self.uploads = {p: judged(upload, self.head) for p, upload in self.uploads.items()}
+
     def fuse(self) -> PrototypeTable:
         config = self.experiment.strategy.feddbp
         weights = {}
@@ -165,23 +136,67 @@ class FedDBP(PrototypeStrategy):
         )
 
     def table_for(self, partition: int) -> PrototypeTable:
-        """Keep the client's own value on the channels that matter to it, else the others'."""
+        """Keep the client's own value on the channels that matter to it, else the others'.
+
+        Under ``personal = "similar"`` its classes' rows are means by likeness to its own instead.
+        """
         config = self.experiment.strategy.feddbp
         upload = self.uploads.get(partition)
         if config.personal == "off" or upload is None:
             return self.table
+        values = self.table.values.clone()
+        if config.personal == "similar":
+            values[upload.classes] = similar_rows(
+                upload, self.uploads, self.facts.num_classes, config.similarity_temperature
+            )
+            return PrototypeTable(values, self.table.known)
         if config.personal == "soft":
             own = config.keep * upload.fisher
         else:
             own = (upload.fisher >= config.threshold).float()
-        values = self.table.values.clone()
         shared = values[upload.classes]
         values[upload.classes] = own * upload.values + (1 - own) * shared
         return PrototypeTable(values, self.table.known)
 
+    def state(self) -> RecordDict:
+        """Return the last upload of every client, and the head if there is one."""
+        state = super().state()
+        if self.head is not None:
+            state["head"] = to_arrays(self.head.state_dict())
+        return state
+
+    def load_state(self, state: RecordDict) -> None:
+        if self.head is not None:
+            self.head.load_state_dict(to_tensors(state.array_records["head"]))
+        super().load_state(RecordDict({k: v for k, v in state.items() if k != "head"}))
+
+
+def similar_rows(
+    own: Upload, uploads: Mapping[int, Upload], num_classes: int, temperature: float
+) -> Tensor:
+    """Return, of each class of a client, the mean over its holders by likeness to the client's own.
+
+    Weights are the softmax of cosines over ``temperature``; the client is among the holders.
+
+    Shapes:
+        - **output**: ``[held, channels]``
+    """
+    values = torch.zeros(len(uploads), num_classes, own.values.size(1), dtype=torch.float64)
+    held = torch.zeros(len(uploads), num_classes, dtype=torch.bool)
+    for row, partition in enumerate(sorted(uploads)):
+        upload = uploads[partition]
+        values[row, upload.classes] = upload.values.double()
+        held[row, upload.classes] = True
+    values, held = values[:, own.classes], held[:, own.classes]
+    cosine = F.cosine_similarity(values, own.values.double(), dim=-1)
+    share = (cosine / temperature).masked_fill(~held, -torch.inf).softmax(0)
+    return (share[..., None] * values).sum(0).float()
+
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
-    check_upload(content, experiment, facts, fisher=True)
+    config = experiment.strategy.feddbp
+    by_client, packed = config.fisher == "client", config.fisher_bits == 1
+    check_upload(content, experiment, facts, fisher=by_client, packed=packed)
 
 
 FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)

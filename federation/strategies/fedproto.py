@@ -22,6 +22,7 @@ from federation.strategies.prototypes import (
     local_upload,
     weighted_prototypes,
 )
+from federation.tables import FedProtoTable, FedTGPTable
 
 
 def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
@@ -54,17 +55,22 @@ class FedProtoExchange(Exchange):
 
     learner: LabelledLearner
 
+    @property
+    def config(self) -> FedProtoTable | FedTGPTable:
+        """The algorithm's own table."""
+        return self.experiment.strategy.fedproto
+
     def receive(self, content: RecordDict) -> None:
         learner = self.learner
         self.table = PrototypeTable.from_arrays(
             content.array_records["prototypes"],
             learner.num_classes,
             learner.embedding_channels,
-            learner.head.weight.device,
+            next(learner.head.parameters()).device,
         )
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
-        weight = self.experiment.strategy.fedproto.lambda_align
+        weight = self.config.lambda_align
         return {"align": weight * alignment(out.embedding, out.y, self.table)}
 
     def reply(self) -> RecordDict:
@@ -77,7 +83,7 @@ class FedProtoExchange(Exchange):
             "head": out.logits.argmax(-1),
             "prototype": nearest(distance, self.table.known),
         }
-        return first(self.experiment.strategy.fedproto.inference, predictions)
+        return first(self.config.inference, predictions)
 
 
 class FedProto(PrototypeStrategy):

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -62,7 +63,8 @@ class Upload:
         classes: ``[held]``, class ids, ascending.
         values: ``[held, embedding_channels]``, mean embedding of each class.
         support: ``[held]``, number of samples behind each mean.
-        fisher: ``[held, embedding_channels]`` in [0, 1], importance of each channel; may be empty.
+        fisher: ``[held, embedding_channels]`` in [0, 1], importance of each channel, or bool:
+            whether it matters, which is a bit on the wire; may be empty.
     """
 
     classes: Tensor
@@ -73,13 +75,20 @@ class Upload:
     def to_arrays(self) -> ArrayRecord:
         """Pack for the wire; an empty ``fisher`` is left out."""
         tensors = {"classes": self.classes, "values": self.values, "support": self.support}
-        return to_arrays(tensors | ({"fisher": self.fisher} if self.fisher.numel() else {}))
+        fisher = self.fisher
+        if fisher.dtype == torch.bool:
+            fisher = torch.from_numpy(np.packbits(fisher.numpy(), axis=1))
+        return to_arrays(tensors | ({"fisher": fisher} if fisher.dim() == 2 else {}))
 
     @classmethod
     def from_arrays(cls, arrays: ArrayRecord) -> "Upload":
         """Inverse of :meth:`to_arrays`."""
         tensors = to_tensors(arrays)
         fisher = tensors.get("fisher", torch.empty(0))
+        if fisher.dtype == torch.uint8:
+            channels = tensors["values"].size(1)
+            bits = np.unpackbits(fisher.numpy(), axis=1, count=channels)
+            fisher = torch.from_numpy(bits).bool()
         return cls(tensors["classes"], tensors["values"], tensors["support"], fisher)
 
 
@@ -105,9 +114,21 @@ def local_upload(out: Forward, num_classes: int, fisher: Tensor | None = None) -
 
 
 def check_upload(
-    content: RecordDict, experiment: Experiment, facts: Facts, *, fisher: bool
+    content: RecordDict,
+    experiment: Experiment,
+    facts: Facts,
+    *,
+    fisher: bool,
+    packed: bool = False,
 ) -> None:
     """Check a client's prototypes.
+
+    Args:
+        content: The reply.
+        experiment: The whole experiment.
+        facts: What the nodes told before the first round.
+        fisher: Whether the importance of the channels must be there.
+        packed: Whether it is a bit for each channel, eight in a byte.
 
     Raises:
         ReplyError: If an array is missing, has a wrong shape, is not finite, names a class out of
@@ -121,9 +142,14 @@ def check_upload(
     classes, held = tensors["classes"], tensors["classes"].numel()
     width = experiment.model.embedding_channels
     for name in names:
-        whole = name in ("classes", "support")
-        check_dtype(name, tensors[name], torch.int64 if whole else torch.float32)
-        check_shape(name, tensors[name], (held,) if whole else (held, width))
+        shape: tuple[int, ...] = (held, width)
+        dtype = torch.float32
+        if name in ("classes", "support"):
+            dtype, shape = torch.int64, (held,)
+        elif name == "fisher" and packed:
+            dtype, shape = torch.uint8, (held, -(-width // 8))
+        check_dtype(name, tensors[name], dtype)
+        check_shape(name, tensors[name], shape)
         check_finite(name, tensors[name])
     if held and not (int(classes.min()) >= 0 and int(classes.max()) < facts.num_classes):
         raise ReplyError(f"a class id lies outside 0..{facts.num_classes - 1}")
@@ -134,7 +160,8 @@ def check_upload(
     claimed, told = int(tensors["support"].sum()), content.metric_records["metrics"]["num-examples"]
     if claimed != told:
         raise ReplyError(f"the classes claim {claimed} samples, the metrics {told}")
-    if fisher and held and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):
+    scaled = fisher and held and not packed
+    if scaled and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):
         raise ReplyError("array 'fisher' leaves [0, 1]")
 
 
@@ -179,6 +206,9 @@ class PrototypeStrategy(MessageStrategy):
     def fuse(self) -> PrototypeTable:
         """Return the global table of all uploads."""
 
+    def learn(self, server_round: int, received: Mapping[int, Upload]) -> None:
+        """Train what the server itself holds on a round's uploads; by default it holds nothing."""
+
     def _aggregate(self) -> None:
         self.table = self.fuse()
 
@@ -194,11 +224,14 @@ class PrototypeStrategy(MessageStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take in the uploads of a round and fuse them with those of absent clients."""
+        received = {}
         for reply in replies:
             if not reply.has_error():
                 partition = self.facts.nodes[reply.metadata.src_node_id]
                 record = reply.content.array_records["prototypes"]
-                self.uploads[partition] = Upload.from_arrays(record)
+                received[partition] = Upload.from_arrays(record)
+        self.uploads |= received
+        self.learn(server_round, received)
         self._aggregate()
         return self.table.to_arrays(), None
 

@@ -1,9 +1,10 @@
-"""FedAvg, FedProx and FedPer: Flower's own server halves, and the client half they expect.
+"""FedAvg, FedProx, FedPer, LG-FedAvg: Flower's own server halves, and the client half they expect.
 
 FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
 with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
 stays on its node, as does what belongs to the data of one client; without any, clients are
-stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node.
+stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node;
+LG-FedAvg (Liang et al., 2020) averages these alone, so that the clients' encoders may differ.
 """
 
 from collections.abc import Mapping
@@ -30,11 +31,12 @@ class WeightsExchange(Exchange):
 
     @classmethod
     def keeps(cls, experiment: Experiment) -> bool:
-        return bool(personal_names(experiment))
+        return experiment.strategy.name == "lgfedavg" or bool(personal_names(experiment))
 
     def state(self) -> dict[str, Tensor]:
-        weights, stay = self.learner.model.state_dict().items(), personal_names(self.experiment)
-        return {name: value for name, value in weights if is_named(name, stay)}
+        weights = self.learner.model.state_dict()
+        shared = shared_weights(self.learner.model, self.experiment)
+        return {name: value for name, value in weights.items() if name not in shared}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.learner.load_weights({**self.learner.model.state_dict(), **state})
@@ -74,7 +76,11 @@ def personal_names(experiment: Experiment) -> list[str]:
 def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights that cross the wire: all but the personal ones."""
     weights, stay = model.state_dict().items(), personal_names(experiment)
-    return {name: value for name, value in weights if not is_named(name, stay)}
+    shared = {name: value for name, value in weights if not is_named(name, stay)}
+    if experiment.strategy.name == "lgfedavg":
+        heads = LEARNERS[experiment.task.name].heads
+        return {name: value for name, value in shared.items() if is_named(name, heads)}
+    return shared
 
 
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
@@ -129,5 +135,5 @@ def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
 
 
 FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
-FEDPER = FEDAVG  # what stays is told by the strategy's name
+FEDPER = LGFEDAVG = FEDAVG  # what stays is told by the strategy's name
 FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)

@@ -217,6 +217,13 @@ def test_fedper_needs_last_layers_to_leave_at_home(task):
             Experiment.from_flat(task | keys)
 
 
+@pytest.mark.parametrize("task", [{"task.name": "pretrain"}, SHOPS])
+def test_lgfedavg_needs_last_layers_to_average(task):
+    for keys in ({"strategy.name": "lgfedavg"}, {"run.compare": "local, lgfedavg"}):
+        with pytest.raises(ConfigError, match="'lgfedavg' averages the last layers, and"):
+            Experiment.from_flat(task | keys)
+
+
 FILES = {"data.source": "a.npz, b.csv.gz", "partition.scheme": "natural", "partition.clients": 2}
 
 
@@ -375,8 +382,12 @@ def unlike_defaults() -> dict:
         "strategy.name": "fedproto",
         "strategy.fedproto.global_weight": "uniform",
         "strategy.fedproto.inference": "prototype",
+        "strategy.fedtgp.margin": "paper",
+        "strategy.fedtgp.inference": "head",
         "strategy.feddbp.fuse": "concat",
         "strategy.feddbp.global_weight": "count",
+        "strategy.feddbp.fisher": "server",
+        "strategy.feddbp.fisher_bits": 1,
         "strategy.feddbp.personal": "hard",
         "strategy.feddbp.inference": "head",
         "simulation.engine": "local",
@@ -434,7 +445,7 @@ def test_experiments_are_equal_and_hash_alike_by_their_keys():
 
 def test_override_changes_the_named_keys_and_nothing_else():
     experiment = Experiment.from_flat(unlike_defaults())
-    changed = {"strategy.name": "feddbp", "run.compare": ""}
+    changed = {"strategy.name": "feddbp", "run.compare": "", "strategy.feddbp.fisher": "client"}
     assert experiment.override(changed).flat() == experiment.flat() | changed
     assert experiment.override({}) == experiment
     with pytest.raises(ConfigError, match=r"run\.sed: unknown key"):
@@ -479,8 +490,8 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    assert personal == set(STRATEGIES) - {"fedavg", "fedprox", "fedper"}
+    assert personal == set(STRATEGIES) - {"fedavg", "fedprox", "fedper", "lgfedavg"}
     supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
     assert supervised == set(PROTOTYPE_STRATEGIES)
     one_model = {n for n, a in ALGORITHMS.items() if a.sends == ("arrays",)}
-    assert one_model == set(WEIGHT_STRATEGIES)
+    assert one_model == {*WEIGHT_STRATEGIES, "lgfedavg"}
