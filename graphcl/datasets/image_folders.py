@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 import torch
+from scipy.io.matlab import MatReadError
 
 from graphcl.datasets.image_decoding import decode
 from graphcl.datasets.images import ImageSet, check_classes
 from graphcl.errors import DataError
 
 _CIFAR_SHAPE = (3, 32, 32)
+# What scipy raises of other files, and of the MATLAB files of version 7.3, which are HDF5.
+_UNREADABLE = (KeyError, ValueError, TypeError, OSError, NotImplementedError, MatReadError)
 _PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -85,7 +88,7 @@ def _flowers(folder: Path, size: int | None) -> ImageSet:
     file = folder / "imagelabels.mat"
     try:
         labels = scipy.io.loadmat(file)["labels"].ravel()
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{file}: holds no labels of Flowers102 ({error})") from error
     pictures = sorted((folder / "jpg").glob("*.jpg"))
     if not pictures or len(pictures) != len(labels):
