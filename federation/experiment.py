@@ -59,6 +59,10 @@ class Experiment(Table):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.task.name == "classify":
+            self._check_encoders("nodes", ENCODERS)
+        if self.task.name == "images":
+            self._check_encoders("images", IMAGE_ENCODERS)
         if self.strategy.name in WEIGHT_STRATEGIES and self.unlike_models:
             raise ValueError(
                 f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
@@ -88,10 +92,7 @@ class Experiment(Table):
                 f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )
-        if self.task.name == "classify":
-            self._check_encoders("nodes", ENCODERS)
         if self.task.name == "images":
-            self._check_encoders("images", IMAGE_ENCODERS)
             self._possible_images()
         if self.task.name == "outages":
             self._possible_outages()
