@@ -7,7 +7,7 @@ tables are in :mod:`federation.tables`; here is what spans them, and the way in 
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,11 @@ from pydantic import BaseModel, ValidationError, model_validator
 from federation.data_tables import DataTable
 from federation.keys import Table
 from federation.tables import (
+    LABEL_SKEWS,
     PROTOTYPE_STRATEGIES,
     WEIGHT_STRATEGIES,
     Forecast,
+    Images,
     Model,
     Outages,
     Partition,
@@ -32,6 +34,8 @@ from federation.tables import (
     Train,
 )
 from graphcl.errors import ConfigError
+from graphcl.images import IMAGE_ENCODERS
+from graphcl.nodes import ENCODERS
 
 Scalar = bool | int | float | str
 
@@ -48,19 +52,24 @@ class Experiment(Table):
     outages: Outages = Outages()
     forecast: Forecast = Forecast()
     recommend: Recommend = Recommend()
+    images: Images = Images()
     train: Train = Train()
     strategy: Strategy = Strategy()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.task.name == "classify":
+            self._check_encoders("nodes", ENCODERS)
+        if self.task.name == "images":
+            self._check_encoders("images", IMAGE_ENCODERS)
         if self.strategy.name in WEIGHT_STRATEGIES and self.unlike_models:
             raise ValueError(
                 f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
                 f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
                 "use 'lgfedavg' or a prototype strategy (fedproto, fedtgp, feddbp)"
             )
-        if self.task.name != "classify" and self.simulation.gpus_per_client:
+        if self.task.name not in ("classify", "images") and self.simulation.gpus_per_client:
             raise ValueError(
                 f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
                 "leave it at 0"
@@ -89,6 +98,8 @@ class Experiment(Table):
                 f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )
+        if self.task.name == "images":
+            self._possible_images()
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":
@@ -140,6 +151,33 @@ class Experiment(Table):
                 "strategy.feddbp.personal = 'soft' asks how much; take 'hard', 'similar' or 'off'"
             )
 
+    def _check_encoders(self, what: str, known: Collection[str]) -> None:
+        foreign = [name for name in self.model.encoder_names if name not in known]
+        if foreign:
+            raise ValueError(
+                f"model.encoders: '{foreign[0]}' embeds no {what}, as task.name = "
+                f"'{self.task.name}' needs; name one or more of {', '.join(known)}"
+            )
+
+    def _possible_images(self) -> None:
+        source, scheme = self.data.source, self.partition.scheme
+        if scheme not in LABEL_SKEWS:
+            raise ValueError(
+                f"partition.scheme: '{scheme}' divides no images; choose one of "
+                f"{', '.join(LABEL_SKEWS)}"
+            )
+        foreign = [path for path in self.data.paths if path == "csbm" or path.startswith("pyg:")]
+        if foreign:
+            raise ValueError(
+                f"data.source: '{foreign[0]}' holds no images; use 'digits', or the paths of .npz "
+                "files or of folders"
+            )
+        if len(self.data.paths) > self.partition.clients:
+            raise ValueError(
+                f"partition.clients: {self.partition.clients} clients are fewer than the "
+                f"{len(self.data.paths)} sources of data.source = '{source}'; each needs one"
+            )
+
     def _possible_outages(self) -> None:
         if self.partition.scheme != "natural":
             raise ValueError(
@@ -173,7 +211,7 @@ class Experiment(Table):
             )
         source, scheme, paths = self.data.source, self.partition.scheme, self.data.paths
         simulated = source == "confounded"
-        if scheme == "dirichlet":
+        if scheme in LABEL_SKEWS:
             raise ValueError(
                 "partition.scheme: task.name = 'forecast' has no classes to divide by; set it to "
                 "'natural' for one series per client, or to 'louvain' for regions of one series"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from federation.keys import Table, key, known_names, listed
+from graphcl.images import IMAGE_ENCODERS
 from graphcl.nodes import ENCODERS, ASPECTConfig
 from graphcl.outages import SAHGNNConfig
 from graphcl.recommend import RECOMMENDERS, RecommenderConfig
@@ -29,15 +30,18 @@ STRATEGIES = (
 WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
+# Ways of dividing that read the classes alone.
+LABEL_SKEWS = ("dirichlet", "practical", "pathological")
 TRAINED_RECOMMENDERS = tuple(
     name for name, kind in RECOMMENDERS.items() if issubclass(kind.config_type, RecommenderConfig)
 )
 
 
 def _encoders(text: str) -> str:
-    names = known_names(text, tuple(ENCODERS), "encoder")
+    known = (*ENCODERS, *IMAGE_ENCODERS)
+    names = known_names(text, known, "encoder")
     if not names:
-        raise ValueError(f"name at least one encoder (known: {', '.join(ENCODERS)})")
+        raise ValueError(f"name at least one encoder (known: {', '.join(known)})")
     return names
 
 
@@ -62,11 +66,12 @@ def _strategies(text: str) -> str:
 class Task(Table):
     """What the clients learn."""
 
-    name: Literal["classify", "pretrain", "outages", "forecast", "recommend"] = key(
+    name: Literal["classify", "images", "pretrain", "outages", "forecast", "recommend"] = key(
         "classify",
-        "node classes from labels, embeddings without labels, probed linearly, the outages of "
-        "storms, one district per client, the next steps of series, one graph of sensors each, or "
-        "the item that a user takes next, one platform or some users each",
+        "classes of nodes or of images from labels, embeddings of nodes without labels, probed "
+        "linearly, the outages of storms, one district per client, the next steps of series, one "
+        "graph of sensors each, or the item that a user takes next, one platform or some users "
+        "each",
     )
 
 
@@ -90,23 +95,32 @@ class Run(Table):
 class Partition(Table):
     """How the data are divided over the clients."""
 
-    scheme: Literal["dirichlet", "louvain", "natural", "users"] = key(
+    scheme: Literal["dirichlet", "practical", "pathological", "louvain", "natural", "users"] = key(
         "dirichlet",
-        "by skewed classes, by graph communities, as the data come: a graph, a district, a series "
-        "or a platform each, or users dealt out evenly, one each where there are as many clients",
+        "by skewed classes, by them until a client has its even share, by few classes each, by "
+        "graph communities, as the data come: a graph, a district, a series or a platform each, or "
+        "users dealt out evenly, one each where there are as many clients",
     )
     clients: int = key(10, "number of clients", ge=1)
-    alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
-    min_nodes: int = key(10, "nodes that every client must have at least", ge=1)
+    alpha: float = key(0.3, "dirichlet, practical: the smaller, the more skewed", gt=0)
+    classes: int = key(2, "pathological: classes of every client", ge=1)
+    min_nodes: int = key(10, "nodes, or images, that every client must have at least", ge=1)
 
 
 class Model(Table):
-    """The node encoders; other tasks than classify read the width and, in part, the dropout."""
+    """The encoders of nodes or images.
+
+    Those of images read the widths alone, other tasks one width and, in part, the dropout.
+    """
 
     encoders: Annotated[str, AfterValidator(_encoders)] = key(
-        "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
+        "gcn",
+        f"one or more of {', '.join(ENCODERS)}, or of images {', '.join(IMAGE_ENCODERS)}; client i "
+        "takes the (i mod n)-th",
     )
-    hidden_channels: int = key(64, "width between the layers", ge=1)
+    hidden_channels: int = key(
+        64, "width between the layers; of images, in the first stage, and multiples after it", ge=1
+    )
     embedding_channels: int = key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
     num_layers: int = key(2, "layers of the encoder", ge=1)
     dropout: float = key(0.5, "dropout in the encoder", ge=0, lt=1)
@@ -235,10 +249,16 @@ class Recommend(Table):
     batch_size: int = key(_RECOMMEND.batch_size, "windows of users' histories per step", ge=1)
 
 
+class Images(Table):
+    """Training on images; the networks are ``model``'s, the steps ``train``'s."""
+
+    batch_size: int = key(10, "images per step", ge=1)
+
+
 class Train(Table):
     """Local training on every client and round."""
 
-    epochs: int = key(3, "passes over the client's graph per round", ge=1)
+    epochs: int = key(3, "passes over the client's data per round", ge=1)
     optimizer: Literal["adam", "sgd"] = key("adam", "adam or sgd")
     learning_rate: float = key(0.01, "step size", gt=0)
     weight_decay: float = key(5e-4, "L2 penalty", ge=0)

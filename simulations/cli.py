@@ -172,10 +172,11 @@ def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> No
     encoders = ", ".join(experiment.encoder_names)
     num_classes = 0 if isinstance(clients, Sites) else clients.num_classes
     classes = f"{num_classes} classes, " if num_classes else ""
+    cut = f"{report.cut_share:.0%} of {report.edges} {clients.links} cut; " if report.edges else ""
     terminal.say(
         f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
         f" of {sizes[0]} to {sizes[-1]} {clients.unit}, {classes}"
-        f"{report.cut_share:.0%} of {report.edges} {clients.links} cut; encoders {encoders};"
+        f"{cut}encoders {encoders};"
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )

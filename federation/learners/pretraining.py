@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
-from federation.learners.classification import ClassificationLearner
+from federation.learners.classification import MaskedLearner
 from federation.learners.graphs import client_graphs, graph_of
 from federation.learners.probe import fit_probe
 from federation.tables import PROTOTYPE_STRATEGIES
@@ -44,7 +44,7 @@ class PretrainingModel(nn.Module):
         return out
 
 
-class PretrainingLearner(ClassificationLearner):
+class PretrainingLearner(MaskedLearner):
     """Full-graph training without labels.
 
     Labels reach the encoder only through the penalty of a prototype algorithm, which compares the

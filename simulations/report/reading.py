@@ -19,7 +19,7 @@ from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
 from simulations.report.units import percent
 
-_UNITS = {"outages": "locations", "forecast": "sensors", "recommend": "users"}
+_UNITS = {"images": "images", "outages": "locations", "forecast": "sensors", "recommend": "users"}
 _LINKS = {"recommend": "events"}
 _CLASSES_NOTES = {
     "outages": "A location's class is the worst severity of its outages in the training events.",
@@ -266,7 +266,7 @@ class RunReading:
     def cut_note(self) -> str:
         """What became of the edges of the whole, as a sentence about their number."""
         report = self.partition
-        if report is None:
+        if report is None or not report.edges:
             return ""
         lost, of, share = report.cut_edges, report.edges, percent(report.cut_share)
         if self.experiment.task.name == "recommend":
