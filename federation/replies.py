@@ -9,6 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from federation.cohort import CohortGrid
+from federation.faults import RoundFaults
 from federation.records import num_bytes
 from federation.scores import Score
 from federation.strategies import Facts
@@ -27,6 +28,7 @@ class Exchanged:
         good: Replies that passed every check, in the order of their partitions.
         reasons: Why a partition's reply did not count.
         bytes_down, bytes_up: Content sent and received, by partition.
+        faults: What goes wrong on purpose.
     """
 
     whole_grid: Grid
@@ -37,6 +39,7 @@ class Exchanged:
     reasons: dict[int, str] = field(default_factory=dict)
     bytes_down: dict[int, int] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
+    faults: RoundFaults = field(default_factory=RoundFaults)
 
     @property
     def grid(self) -> Grid:
@@ -54,21 +57,33 @@ class Exchanged:
     def send(self, messages: Iterable[Message]) -> None:
         """Send a strategy's messages and collect the replies, ordered by partition."""
         sizes: dict[int, int] = {}  # a content shared by many messages is measured once
-        messages = list(messages)
-        for message in messages:
+        addressed = {
+            self.facts.nodes[message.metadata.dst_node_id]: message for message in messages
+        }
+        sent = {p: message for p, message in addressed.items() if self.faults.reaches(p)}
+        for partition, message in sent.items():
             key = id(message.content)
             sizes[key] = sizes.get(key) or num_bytes(message.content)
-            self.bytes_down[self.facts.nodes[message.metadata.dst_node_id]] = sizes[key]
-        replies = self.whole_grid.send_and_receive(messages, timeout=self.timeout or None)
+            self.bytes_down[partition] = sizes[key]
+        timeout = self.timeout or None
+        replies = self.whole_grid.send_and_receive(list(sent.values()), timeout=timeout)
         by_partition = {self.facts.nodes[reply.metadata.src_node_id]: reply for reply in replies}
         for partition in self.cohort:
             reply = by_partition.get(partition)
-            if reply is None:
+            if partition in addressed and partition not in sent:
+                self.reasons[partition] = self.faults.reason(partition)
+            elif reply is None:
                 self.reasons[partition] = f"no reply within {self.timeout:g} s"
             elif reply.has_error():
                 self.reasons[partition] = reply.error.reason or f"error {reply.error.code}"
             else:
-                self.bytes_up[partition] = num_bytes(reply.content)
+                down, up = sent[partition].content, reply.content
+                content = self.faults.arriving(partition, down, up, self.facts.num_classes)
+                if content is None:
+                    self.reasons[partition] = self.faults.reason(partition)
+                    continue
+                reply.content = content
+                self.bytes_up[partition] = num_bytes(content)
                 self.good.append(reply)
 
     def check_training(

@@ -6,7 +6,14 @@ from federation.strategies.fedproto import FEDPROTO
 from federation.strategies.local import LOCAL
 from federation.strategies.pooled import POOLED
 from federation.strategies.scfsgl import SCFSGL
-from federation.strategies.weights import FEDAVG, FEDPER, FEDPROX
+from federation.strategies.weights import (
+    FEDAVG,
+    FEDMEDIAN,
+    FEDPER,
+    FEDPROX,
+    FEDTRIMMEDAVG,
+    KRUM,
+)
 
 ALGORITHMS: dict[str, Algorithm] = {
     "local": LOCAL,
@@ -17,6 +24,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "feddbp": FEDDBP,
     "scfsgl": SCFSGL,
     "pooled": POOLED,
+    "fedmedian": FEDMEDIAN,
+    "fedtrimmedavg": FEDTRIMMEDAVG,
+    "krum": KRUM,
 }
 
 __all__ = ["ALGORITHMS", "Algorithm", "Exchange", "Facts"]
