@@ -55,15 +55,15 @@ class FaultTable(Table):
     def _an_attack_that_changes_something(self) -> Self:
         if self.hostile and self.attack == "scale" and self.strength == 1:
             raise ValueError(
-                "strength: 'scale' by 1 changes nothing; take another strength, e.g. 10"
+                "'scale' by strength = 1 changes nothing; take another strength, e.g. 10"
             )
         if self.hostile and self.attack == "label_swap" and self.strength != 1:
             raise ValueError(
-                f"strength: 'label_swap' has none, but it is {self.strength:g}; leave it at 1"
+                f"'label_swap' has no strength, but it is {self.strength:g}; leave it at 1"
             )
         if self.attack == "backdoor" and self.backdoor_class == self.backdoor_target:
             raise ValueError(
-                f"backdoor_target: {self.backdoor_target} is backdoor_class itself; name another"
+                f"backdoor_target = {self.backdoor_target} is backdoor_class itself; name another"
             )
         return self
 

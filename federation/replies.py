@@ -17,6 +17,8 @@ from graphcl.errors import ReplyError
 
 TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
 EVALUATION_METRICS = frozenset({"partition-id", "num-examples", "val-examples", "test-loss"})
+# What a client made up may break our reading of it in a way that no check foresees.
+_MALFORMED = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
 
 
 @dataclass
@@ -77,14 +79,23 @@ class Exchanged:
             elif reply.has_error():
                 self.reasons[partition] = reply.error.reason or f"error {reply.error.code}"
             else:
-                down, up = sent[partition].content, reply.content
-                content = self.faults.arriving(partition, down, up, self.facts.num_classes)
-                if content is None:
-                    self.reasons[partition] = self.faults.reason(partition)
-                    continue
-                reply.content = content
-                self.bytes_up[partition] = num_bytes(content)
-                self.good.append(reply)
+                self._receive(partition, sent[partition], reply)
+
+    def _receive(self, partition: int, sent: Message, reply: Message) -> None:
+        """Take in what the faults leave of a client's reply."""
+        try:
+            content = self.faults.arriving(
+                partition, sent.content, reply.content, self.facts.num_classes
+            )
+        except _MALFORMED as error:
+            self.reasons[partition] = _malformed(error)
+            return
+        if content is None:
+            self.reasons[partition] = self.faults.reason(partition)
+            return
+        reply.content = content
+        self.bytes_up[partition] = num_bytes(content)
+        self.good.append(reply)
 
     def check_training(
         self, arrays: Sequence[str], check_reply: Callable[[RecordDict], None]
@@ -136,9 +147,8 @@ class Exchanged:
                 passed.append(reply)
             except ReplyError as error:
                 self.reasons[partition] = f"ReplyError: {error}"
-            except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-                # What a client made up may break a check in a way that the check did not foresee.
-                self.reasons[partition] = f"malformed reply: {type(error).__name__}: {error}"
+            except _MALFORMED as error:
+                self.reasons[partition] = _malformed(error)
         self.good = passed
 
     def metrics(self) -> dict[int, dict[str, Any]]:
@@ -147,6 +157,10 @@ class Exchanged:
             self.facts.nodes[reply.metadata.src_node_id]: dict(reply.content["metrics"])
             for reply in self.good
         }
+
+
+def _malformed(error: Exception) -> str:
+    return f"malformed reply: {type(error).__name__}: {error}"
 
 
 def _metrics(content: RecordDict, partition: int) -> dict[str, Any]:
