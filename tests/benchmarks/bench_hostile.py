@@ -3,8 +3,9 @@
 A row is a strategy and its rule (``strategy.robust`` for prototypes, Flower's strategies for
 weights), a column an attack; the first has none and shows what a rule costs. A cell is the test
 accuracy as a mean over honest clients, the same ones in every column, at the round that is best on
-their validation examples, and half the 95 % interval of that over seeds. The prototype algorithms
-are read by both inferences. Weights are compared with the first encoder everywhere.
+their validation examples, with half its 95 % interval over seeds; below it the difference from the
+mean without an attack, seed by seed, since seeds differ by more than rules do. The prototype
+algorithms are read by both inferences. Weights are compared with the first encoder everywhere.
 
 Run with ``python tests/benchmarks/bench_hostile.py [CONFIG] [--seeds 3] [--rounds 15]``.
 """
@@ -28,6 +29,7 @@ SHARE = 0.2
 ATTACKS = {"none": 1.0, "sign_flip": 1.0, "scale": 10.0, "label_swap": 1.0, "backdoor": 1.0}
 RULES = ("mean", "median", "trimmed", "krum")
 WEIGHTS = ("fedavg", "fedmedian", "fedtrimmedavg", "krum")
+TRUSTING = ("fedproto mean", "feddbp mean", "fedavg")  # what the rows after them are held against
 INFERENCES = ("accuracy_head", "accuracy_prototype")
 
 
@@ -50,9 +52,9 @@ def accuracies(experiment: Experiment, honest: set[int]) -> dict[str, float]:
     return {name: mean(best, name) for name in INFERENCES if name in best[0]}
 
 
-def cell(values: list[float]) -> str:
+def cell(values: list[float], sign: str = "") -> str:
     """Return a mean in per cent with half its 95 % interval."""
-    text = f"{100 * statistics.mean(values):.1f}"
+    text = f"{100 * statistics.mean(values):{sign}.1f}"
     if len(values) > 1:
         spread = statistics.stdev(values) / math.sqrt(len(values))
         text += f" ± {100 * spread * stats.t.ppf(0.975, len(values) - 1):.1f}"
@@ -82,6 +84,7 @@ def main() -> None:
     cases += [(name, {"strategy.name": name, **alike}, on_weights) for name in WEIGHTS]
     print(f"{asked.config.stem}, {asked.seeds} seeds, {asked.rounds} rounds, {SHARE:.0%} hostile")
     print(f"{'':<17}{'inference':<11}" + "".join(f"{name:>14}" for name in ATTACKS), flush=True)
+    trusting: dict[str, list[float]] = {}
     for name, keys, attacks in cases:
         found: dict[str, dict[str, list[float]]] = {}
         for attack, strength in attacks.items():
@@ -96,9 +99,17 @@ def main() -> None:
                 for inference, score in scores.items():
                     found.setdefault(inference, {}).setdefault(attack, []).append(score)
         for inference, columns in found.items():
+            if name in TRUSTING:
+                trusting[inference] = columns["none"]
+            beside = {
+                attack: [a - b for a, b in zip(values, trusting[inference], strict=True)]
+                for attack, values in columns.items()
+            }
             row = f"{name:<17}{inference.removeprefix('accuracy_'):<11}"
             shown = (cell(columns[a]) if a in columns else "-" for a in ATTACKS)
-            print(row + "".join(f"{text:>14}" for text in shown), flush=True)
+            print(row + "".join(f"{text:>14}" for text in shown))
+            shown = (cell(beside[a], "+") if a in beside else "" for a in ATTACKS)
+            print(" " * len(row) + "".join(f"{text:>14}" for text in shown), flush=True)
 
 
 if __name__ == "__main__":
