@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
 from federation.data_tables import DataTable
+from federation.fault_tables import UPDATE_ATTACKS, FaultTable
 from federation.keys import Table
 from federation.tables import (
     LABEL_SKEWS,
@@ -55,6 +56,7 @@ class Experiment(Table):
     images: Images = Images()
     train: Train = Train()
     strategy: Strategy = Strategy()
+    faults: FaultTable = FaultTable()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
@@ -106,6 +108,7 @@ class Experiment(Table):
             self._possible_forecasts()
         if self.task.name == "recommend":
             self._possible_recommendations()
+        self._possible_faults()
         feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
@@ -176,6 +179,25 @@ class Experiment(Table):
             raise ValueError(
                 f"partition.clients: {self.partition.clients} clients are fewer than the "
                 f"{len(self.data.paths)} sources of data.source = '{source}'; each needs one"
+            )
+
+    def _possible_faults(self) -> None:
+        faults, planned = self.faults, self.planned
+        if faults.summary and "pooled" in planned:
+            raise ValueError(
+                "faults: 'pooled' has the data in one place and no clients that could fail; leave "
+                "it out, or the faults"
+            )
+        if faults.hostile and "scfsgl" in planned:
+            raise ValueError(
+                "faults.hostile: attacks are on prototypes and on weights, and 'scfsgl' sends "
+                "codebooks; leave it out, or set hostile to 0"
+            )
+        weighing = sorted(planned & set(WEIGHT_STRATEGIES))
+        if faults.hostile and weighing and faults.attack not in UPDATE_ATTACKS:
+            raise ValueError(
+                f"faults.attack: '{faults.attack}' is about the prototypes of classes, and "
+                f"'{weighing[0]}' sends weights; take one of {', '.join(UPDATE_ATTACKS)}"
             )
 
     def _possible_outages(self) -> None:

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from federation.cohort import discover, draw_cohort
 from federation.experiment import Experiment
+from federation.faults import Faults
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
 from federation.records import to_arrays
@@ -35,10 +36,11 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
     facts = discover(grid, experiment)
     scores = SCORES[experiment.task.name]
     strategy = ALGORITHMS[experiment.strategy.name].strategy(experiment, facts)
-    arrays, first = _begin(grid, experiment, facts, strategy, run)
+    faults = Faults(experiment, facts)
+    arrays, first = _begin(grid, experiment, facts, strategy, faults, run)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
-        train = _train(grid, experiment, facts, strategy, server_round, arrays)
+        train = _train(grid, experiment, facts, strategy, faults, server_round, arrays)
         if train.success < experiment.run.min_success:
             run.record(client_lines(server_round, train, None, scores))
             raise FederationError(_too_few(server_round, train, experiment))
@@ -53,7 +55,8 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
             ]
         )
         changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
-        run.checkpoint(server_round, arrays, _strategy_state(strategy), changed)
+        state = RecordDict({**_strategy_state(strategy), **faults.state()})
+        run.checkpoint(server_round, arrays, state, changed)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
     run.finish(summarise(experiment, run.lines()), server)
 
@@ -63,13 +66,15 @@ def _train(
     experiment: Experiment,
     facts: Facts,
     strategy: Strategy,
+    faults: Faults,
     server_round: int,
     arrays: ArrayRecord,
 ) -> Exchanged:
     """Let a cohort train; keep the replies that may enter the aggregate."""
     algorithm = ALGORITHMS[experiment.strategy.name]
     cohort = draw_cohort(experiment, server_round)
-    train = Exchanged(grid, facts, cohort, experiment.run.timeout)
+    struck = faults.of_round(server_round)
+    train = Exchanged(grid, facts, cohort, experiment.run.timeout, faults=struck)
     train.send(strategy.configure_train(server_round, arrays, ConfigRecord(), train.grid))
     train.check_training(
         algorithm.sends,
@@ -99,12 +104,18 @@ def _evaluate(
 
 
 def _begin(
-    grid: Grid, experiment: Experiment, facts: Facts, strategy: Strategy, run: RunDirectory
+    grid: Grid,
+    experiment: Experiment,
+    facts: Facts,
+    strategy: Strategy,
+    faults: Faults,
+    run: RunDirectory,
 ) -> tuple[ArrayRecord, int]:
     """Return the arrays and the number of the first round to run."""
     checkpoint = run.resume()
     if checkpoint is None:
         return _initial_arrays(experiment, facts), 1
+    faults.load_state(checkpoint.strategy)
     if isinstance(strategy, MessageStrategy):
         strategy.load_state(checkpoint.strategy)
     if ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from federation.fault_tables import RobustTable
 from federation.keys import Table, key, known_names, listed
 from graphcl.images import IMAGE_ENCODERS
 from graphcl.nodes import ENCODERS, ASPECTConfig
@@ -14,6 +15,7 @@ from graphcl.outages import SAHGNNConfig
 from graphcl.recommend import RECOMMENDERS, RecommenderConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
+ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum")
 STRATEGIES = (
     "local",
     "fedavg",
@@ -25,9 +27,12 @@ STRATEGIES = (
     "feddbp",
     "scfsgl",
     "pooled",
+    *ROBUST_STRATEGIES,
 )
+# Those under which a part of the weights may stay on its node.
+_AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
 # One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
-WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
+WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
 # Ways of dividing that read the classes alone.
@@ -359,18 +364,19 @@ class Strategy(Table):
     fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     personal_weights: Annotated[str, AfterValidator(listed)] = key(
         "",
-        "weights that stay on their node under fedavg, fedprox and fedper, e.g. 'encoder.policy'",
+        "weights that stay on their node where weights are averaged, e.g. 'encoder.policy'",
     )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     fedtgp: FedTGPTable = FedTGPTable()
     feddbp: FedDBPTable = FedDBPTable()
     scfsgl: SCFSGLTable = SCFSGLTable()
+    robust: RobustTable = RobustTable()
 
     @property
     def personal_names(self) -> list[str]:
         """What :attr:`personal_weights` lists, where the strategy averages weights."""
-        averages = self.name in ("fedavg", "fedprox", "fedper")
+        averages = self.name in _AVERAGES
         return [name for name in self.personal_weights.split(", ") if name] if averages else []
 
 

@@ -88,8 +88,10 @@ def run(
             f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]"
         )
         raise
-    task = load_experiment(directory / "config.toml").task.name
-    _print_outcomes(outcomes, SCORES[task])
+    ran = load_experiment(directory / "config.toml")
+    _print_outcomes(outcomes, SCORES[ran.task.name])
+    if ran.faults.summary:
+        terminal.say(f"faults: {ran.faults.summary}")
     terminal.say(f"Report: [bold]{escape(str(_write_report(directory)))}[/bold]")
 
 

@@ -7,7 +7,15 @@ from federation.strategies.fedtgp import FEDTGP
 from federation.strategies.local import LOCAL
 from federation.strategies.pooled import POOLED
 from federation.strategies.scfsgl import SCFSGL
-from federation.strategies.weights import FEDAVG, FEDPER, FEDPROX, LGFEDAVG
+from federation.strategies.weights import (
+    FEDAVG,
+    FEDMEDIAN,
+    FEDPER,
+    FEDPROX,
+    FEDTRIMMEDAVG,
+    KRUM,
+    LGFEDAVG,
+)
 
 ALGORITHMS: dict[str, Algorithm] = {
     "local": LOCAL,
@@ -20,6 +28,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "feddbp": FEDDBP,
     "scfsgl": SCFSGL,
     "pooled": POOLED,
+    "fedmedian": FEDMEDIAN,
+    "fedtrimmedavg": FEDTRIMMEDAVG,
+    "krum": KRUM,
 }
 
 __all__ = ["ALGORITHMS", "Algorithm", "Exchange", "Facts"]

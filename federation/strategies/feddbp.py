@@ -133,6 +133,7 @@ class FedDBP(PrototypeStrategy):
             weights,
             self.facts.num_classes,
             self.experiment.model.embedding_channels,
+            self.experiment.strategy.robust,
         )
 
     def table_for(self, partition: int) -> PrototypeTable:

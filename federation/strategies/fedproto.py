@@ -100,6 +100,7 @@ class FedProto(PrototypeStrategy):
             weights,
             self.facts.num_classes,
             self.experiment.model.embedding_channels,
+            self.experiment.strategy.robust,
         )
 
 

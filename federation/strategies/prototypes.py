@@ -14,9 +14,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from federation.experiment import Experiment
+from federation.fault_tables import RobustTable
 from federation.learners import Forward
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Facts, MessageStrategy
+from federation.strategies.robust import fuse_class
 from graphcl.errors import ReplyError
 
 
@@ -166,9 +168,13 @@ def check_upload(
 
 
 def weighted_prototypes(
-    uploads: Mapping[int, Upload], weights: Mapping[int, Tensor], num_classes: int, channels: int
+    uploads: Mapping[int, Upload],
+    weights: Mapping[int, Tensor],
+    num_classes: int,
+    channels: int,
+    robust: RobustTable | None = None,
 ) -> PrototypeTable:
-    """Average prototypes over the clients that hold each class.
+    """Average prototypes over the clients that hold each class, or join them by another rule.
 
     Sums run over partitions in ascending order and in float64, so that the result does not depend
     on the order in which replies came.
@@ -178,7 +184,10 @@ def weighted_prototypes(
         weights: By partition, positive, ``[held, 1]`` or per channel ``[held, channels]``.
         num_classes: Number of classes over all clients.
         channels: Width of the embedding.
+        robust: The rule; without one it is the weighted mean.
     """
+    if robust is not None and robust.rule != "mean":
+        return _robust_prototypes(uploads, weights, num_classes, channels, robust)
     total = torch.zeros(num_classes, channels, dtype=torch.float64)
     mass = torch.zeros_like(total)
     for partition in sorted(uploads):
@@ -188,6 +197,27 @@ def weighted_prototypes(
     known = (mass > 0).all(1)
     values = torch.where(known[:, None], total / mass.clamp(min=1e-300), 0.0)
     return PrototypeTable(values.float(), known)
+
+
+def _robust_prototypes(
+    uploads: Mapping[int, Upload],
+    weights: Mapping[int, Tensor],
+    num_classes: int,
+    channels: int,
+    robust: RobustTable,
+) -> PrototypeTable:
+    table = PrototypeTable.empty(num_classes, channels)
+    holders: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for partition in sorted(uploads):
+        upload, weight = uploads[partition], weights[partition].double()
+        rows = zip(upload.values, weight.expand(-1, channels), strict=True)
+        for label, row in zip(upload.classes.tolist(), rows, strict=True):
+            holders.setdefault(label, []).append(row)
+    for label, held in holders.items():
+        values, weight = (torch.stack(column) for column in zip(*held, strict=True))
+        table.values[label] = fuse_class(values, weight, robust).float()
+        table.known[label] = True
+    return table
 
 
 class PrototypeStrategy(MessageStrategy):

@@ -1,16 +1,18 @@
-"""FedAvg, FedProx, FedPer, LG-FedAvg: Flower's own server halves, and the client half they expect.
+"""FedAvg and its kin: Flower's own server halves, and the client half they expect.
 
 FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
 with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
 stays on its node, as does what belongs to the data of one client; without any, clients are
 stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node;
 LG-FedAvg (Liang et al., 2020) averages these alone, so that the clients' encoders may differ.
+FedMedian and FedTrimmedAvg (Yin et al., 2018) and Krum (Blanchard et al., 2017) are FedAvg that few
+hostile clients cannot steer; they do not weigh clients by their samples.
 """
 
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
@@ -134,6 +136,21 @@ def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
     return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **ALL)  # type: ignore[arg-type]
 
 
+def _fedmedian(experiment: Experiment, facts: Facts) -> Strategy:
+    return FedMedian(**ALL)  # type: ignore[arg-type]
+
+
+def _fedtrimmedavg(experiment: Experiment, facts: Facts) -> Strategy:
+    return FedTrimmedAvg(beta=experiment.strategy.robust.trim, **ALL)  # type: ignore[arg-type]
+
+
+def _krum(experiment: Experiment, facts: Facts) -> Strategy:
+    return Krum(num_malicious_nodes=experiment.strategy.robust.hostile, **ALL)  # type: ignore[arg-type]
+
+
 FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
 FEDPER = LGFEDAVG = FEDAVG  # what stays is told by the strategy's name
 FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)
+FEDMEDIAN = Algorithm(WeightsExchange, _fedmedian, ("arrays",), _check)
+FEDTRIMMEDAVG = Algorithm(WeightsExchange, _fedtrimmedavg, ("arrays",), _check)
+KRUM = Algorithm(WeightsExchange, _krum, ("arrays",), _check)

@@ -68,6 +68,9 @@ _LOOKS = (
     Look("#0072b2", "#56b4e9", "o", "\N{BLACK CIRCLE}"),
     Look("#9c2f26", "#ff8a80", "P", "\N{HEAVY GREEK CROSS}"),
     Look("#55606e", "#aab4c0", "p", "\N{BLACK PENTAGON}"),
+    Look("#3f7d20", "#9bd770", "*", "\N{BLACK STAR}"),
+    Look("#a0522d", "#e0a37e", "d", "\N{BLACK LOZENGE}"),
+    Look("#1d5c63", "#7cc7cf", "X", "\N{HEAVY MULTIPLICATION X}"),
 )
 LOOKS = dict(zip(STRATEGIES, _LOOKS, strict=True))
 

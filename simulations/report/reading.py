@@ -4,7 +4,8 @@ A run that was killed is read as far as it came: no ``summary.json``, and perhap
 of metrics.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ class ClientLine:
     status: Literal["ok", "failed", "idle"]
     reason: str = ""
     evaluation: str = ""
+    fault: str = ""
     test_examples: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -157,6 +159,11 @@ class StrategyRun:
     def seconds(self) -> float:
         """Time of all rounds."""
         return sum(line.seconds for line in self.rounds)
+
+    @cached_property
+    def faults(self) -> Mapping[str, int]:
+        """How often every fault of the plan befell a client's training, by name."""
+        return Counter(fault for line in self.clients for fault in line.fault.split(", ") if fault)
 
     @property
     def failures(self) -> tuple[Failure, ...]:

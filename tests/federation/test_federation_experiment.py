@@ -10,7 +10,12 @@ from federation.experiment import Experiment, describe_keys, known_keys, load_ex
 from federation.learners.graphs import client_graphs
 from federation.strategies import ALGORITHMS
 from federation.strategies.fedproto import FedProtoExchange
-from federation.tables import PROTOTYPE_STRATEGIES, STRATEGIES, WEIGHT_STRATEGIES
+from federation.tables import (
+    PROTOTYPE_STRATEGIES,
+    ROBUST_STRATEGIES,
+    STRATEGIES,
+    WEIGHT_STRATEGIES,
+)
 from graphcl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -401,6 +406,8 @@ def unlike_defaults() -> dict:
         "strategy.personal_weights": "encoder.policy, head",
         "strategy.scfsgl.fuse": "mean",
         "strategy.scfsgl.share": "codebook",
+        "strategy.robust.rule": "median",
+        "faults.attack": "backdoor",
         "forecast.separation": "off",
         "data.outages.columns": "event=storm, district=city",
         "data.outages.units": "gust=m/s",
@@ -490,7 +497,8 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    assert personal == set(STRATEGIES) - {"fedavg", "fedprox", "fedper", "lgfedavg"}
+    weights = {"fedavg", "fedprox", "fedper", "lgfedavg", *ROBUST_STRATEGIES}
+    assert personal == set(STRATEGIES) - weights
     supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
     assert supervised == set(PROTOTYPE_STRATEGIES)
     one_model = {n for n, a in ALGORITHMS.items() if a.sends == ("arrays",)}

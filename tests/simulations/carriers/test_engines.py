@@ -35,6 +35,15 @@ OUTAGES = {
     "data.outages.events": 8,
     "partition.scheme": "natural",
 }
+FAULTY = {
+    **UNLIKE,
+    "strategy.robust.rule": "trimmed",
+    "run.min_success": 0.0,
+    "faults.drop": 0.2,
+    "faults.stale": 0.4,
+    "faults.partial": 0.3,
+    "faults.hostile": 0.25,
+}
 
 
 def figures(experiment: Experiment) -> dict[str, object]:
@@ -55,8 +64,8 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
 
 @pytest.mark.parametrize(
     "strategy",
-    [UNLIKE, ALIKE, PRETRAIN, OUTAGES],
-    ids=["feddbp", "fedavg", "pretrain", "outages"],
+    [UNLIKE, ALIKE, PRETRAIN, OUTAGES, FAULTY],
+    ids=["feddbp", "fedavg", "pretrain", "outages", "faulty"],
 )
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
