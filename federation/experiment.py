@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from federation.data_tables import DataTable
 from federation.keys import Table
+from federation.privacy.table import Privacy
 from federation.tables import (
     PROTOTYPE_STRATEGIES,
     WEIGHT_STRATEGIES,
@@ -50,6 +51,7 @@ class Experiment(Table):
     recommend: Recommend = Recommend()
     train: Train = Train()
     strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
@@ -83,13 +85,16 @@ class Experiment(Table):
                 f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
                 "strategy.personal_weights for what shall stay"
             )
+        feddbp = self.strategy.feddbp
+        fisher_leaves = "feddbp" in planned and feddbp.reads_fisher
+        if refusal := self.privacy.refuse(planned, PROTOTYPE_STRATEGIES, fisher_leaves):
+            raise ValueError(refusal)
         if self.task.name == "outages":
             self._possible_outages()
         if self.task.name == "forecast":
             self._possible_forecasts()
         if self.task.name == "recommend":
             self._possible_recommendations()
-        feddbp = self.strategy.feddbp
         if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
             raise ValueError(
                 f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "

@@ -15,6 +15,7 @@ from federation.cohort import discover, draw_cohort
 from federation.experiment import Experiment
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
+from federation.privacy.accountant import spent
 from federation.records import to_arrays
 from federation.replies import Exchanged
 from federation.run_directory import KeepsClientStates, RunDirectory
@@ -39,6 +40,7 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
     arrays, first = _begin(grid, experiment, facts, strategy, run)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
+        run.releasing(server_round)
         train = _train(grid, experiment, facts, strategy, server_round, arrays)
         if train.success < experiment.run.min_success:
             run.record(client_lines(server_round, train, None, scores))
@@ -56,7 +58,8 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
         run.checkpoint(server_round, arrays, _strategy_state(strategy), changed)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
-    run.finish(summarise(experiment, run.lines()), server)
+    summary = summarise(experiment, run.lines()) | spent(experiment, run.releases())
+    run.finish(summary, server)
 
 
 def _train(

@@ -273,6 +273,11 @@ class FedDBPTable(Table):
         "prototype", "what counts as the prediction; both are recorded"
     )
 
+    @property
+    def reads_fisher(self) -> bool:
+        """Whether the server reads Fisher information."""
+        return self.global_weight == "fisher" or self.personal != "off"
+
 
 class SCFSGLTable(Table):
     """SC-FSGL."""

@@ -96,7 +96,7 @@ class FedDBPExchange(FedProtoExchange):
 
     Wire down: ``prototypes``, this client's own table: ``values [known, K]``, ``classes [known]``.
     Wire up: ``prototypes`` with ``values [held, K]``, ``fisher [held, K]``, ``classes [held]``,
-    ``support [held]``.
+    ``support [held]``; no ``fisher`` where there is noise.
     """
 
     @classmethod
@@ -124,9 +124,12 @@ class FedDBPExchange(FedProtoExchange):
     def reply(self) -> RecordDict:
         learner = self.learner
         out = learner.features()
-        upload = local_upload(
-            out, learner.num_classes, channel_fisher(out.embedding, out.y, learner.head)
-        )
+        privacy = self.experiment.privacy
+        noised = bool(privacy.noise_multiplier)  # Fisher information would leave without noise
+        fisher = None if noised else channel_fisher(out.embedding, out.y, learner.head)
+        upload = local_upload(out, learner.num_classes, privacy, fisher)
+        if noised:
+            return RecordDict({"prototypes": upload.to_arrays()})
         scaled = Upload(upload.classes, upload.values, upload.support, scale_rows(upload.fisher))
         return RecordDict({"prototypes": scaled.to_arrays()})
 
@@ -181,7 +184,8 @@ class FedDBP(PrototypeStrategy):
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
-    check_upload(content, experiment, facts, fisher=True)
+    noised = bool(experiment.privacy.noise_multiplier)
+    check_upload(content, experiment, facts, fisher=not noised)
 
 
 FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)

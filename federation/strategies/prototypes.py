@@ -14,6 +14,8 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward
+from federation.privacy.release import clip_rows, noised_means
+from federation.privacy.table import Privacy
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Facts, MessageStrategy
 from graphcl.errors import ReplyError
@@ -95,13 +97,29 @@ def class_means(values: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Te
     return classes, sums[classes] / support[classes, None], support[classes]
 
 
-def local_upload(out: Forward, num_classes: int, fisher: Tensor | None = None) -> Upload:
-    """Return a client's prototypes, and the per-class mean of ``fisher`` where it is given."""
-    classes, means, support = class_means(out.embedding, out.y, num_classes)
+def local_upload(
+    out: Forward, num_classes: int, privacy: Privacy, fisher: Tensor | None = None
+) -> Upload:
+    """Return what may leave of a client's prototypes, and of the per-class mean of ``fisher``.
+
+    Args:
+        out: The training samples.
+        num_classes: Number of classes over all clients.
+        privacy: What is withheld, cut and noised; see :mod:`federation.privacy.release`.
+        fisher: ``[num_samples, channels]``; never where there is noise, since it would have none.
+    """
+    if privacy.noise_multiplier:
+        released = noised_means(out.embedding, out.y, num_classes, privacy)
+        return Upload(*released, torch.empty(0))
+    embedding = clip_rows(out.embedding, privacy.clip)
+    classes, means, support = class_means(embedding, out.y, num_classes)
+    enough = support >= privacy.min_support
     importance = torch.empty(0)
     if fisher is not None:
-        importance = class_means(fisher, out.y, num_classes)[1]
-    return Upload(classes.cpu(), means.cpu(), support.cpu(), importance.cpu())
+        importance = class_means(fisher, out.y, num_classes)[1][enough]
+    return Upload(
+        classes[enough].cpu(), means[enough].cpu(), support[enough].cpu(), importance.cpu()
+    )
 
 
 def check_upload(
@@ -132,7 +150,9 @@ def check_upload(
     if held and int(tensors["support"].min()) < 1:
         raise ReplyError("a class is claimed without a sample behind it")
     claimed, told = int(tensors["support"].sum()), content.metric_records["metrics"]["num-examples"]
-    if claimed != told:
+    privacy = experiment.privacy
+    withheld = privacy.min_support > 1 and claimed < told
+    if claimed != told and not withheld and not privacy.noise_multiplier:
         raise ReplyError(f"the classes claim {claimed} samples, the metrics {told}")
     if fisher and held and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):
         raise ReplyError("array 'fisher' leaves [0, 1]")
