@@ -1,5 +1,6 @@
 """What the releases of a run cost in ε, by Opacus's accountant."""
 
+import math
 from collections.abc import Sequence
 
 from federation.cohort import draw_cohort
@@ -29,6 +30,21 @@ def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
     for _ in range(releases):
         accountant.step(noise_multiplier=noise_multiplier, sample_rate=1.0)
     return float(accountant.get_epsilon(delta, alphas=_ORDERS))
+
+
+def noise_for(target: float, releases: int, delta: float) -> float:
+    """Return the least noise multiplier, to a thousandth, whose releases stay within an ε.
+
+    Args:
+        target: The ε that may be spent, above 0.
+        releases: How often the same client releases.
+        delta: Probability with which the bound may fail.
+    """
+    low, high = 1e-3, 1e6
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if epsilon(middle, releases, delta) <= target else (middle, high)
+    return high
 
 
 def most_releases(experiment: Experiment, rounds: Sequence[int]) -> int:

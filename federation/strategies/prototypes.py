@@ -64,7 +64,8 @@ class Upload:
         classes: ``[held]``, class ids, ascending.
         values: ``[held, embedding_channels]``, mean embedding of each class.
         support: ``[held]``, number of samples behind each mean.
-        fisher: ``[held, embedding_channels]`` in [0, 1], importance of each channel; may be empty.
+        fisher: ``[held, embedding_channels]`` in [0, 1], importance of each channel; ``[0]`` where
+            the algorithm sends none.
     """
 
     classes: Tensor
@@ -73,9 +74,9 @@ class Upload:
     fisher: Tensor
 
     def to_arrays(self) -> ArrayRecord:
-        """Pack for the wire; an empty ``fisher`` is left out."""
+        """Pack for the wire; a ``fisher`` of shape ``[0]`` is left out."""
         tensors = {"classes": self.classes, "values": self.values, "support": self.support}
-        return to_arrays(tensors | ({"fisher": self.fisher} if self.fisher.numel() else {}))
+        return to_arrays(tensors | ({"fisher": self.fisher} if self.fisher.dim() == 2 else {}))
 
     @classmethod
     def from_arrays(cls, arrays: ArrayRecord) -> "Upload":
@@ -149,7 +150,8 @@ def check_upload(
         raise ReplyError("a class is named twice")
     if held and int(tensors["support"].min()) < 1:
         raise ReplyError("a class is claimed without a sample behind it")
-    claimed, told = int(tensors["support"].sum()), content.metric_records["metrics"]["num-examples"]
+    claimed = int(tensors["support"].sum())
+    told = int(content.metric_records["metrics"]["num-examples"])  # type: ignore[arg-type]
     privacy = experiment.privacy
     withheld = privacy.min_support > 1 and claimed < told
     if claimed != told and not withheld and not privacy.noise_multiplier:
