@@ -26,7 +26,7 @@ from federation.learners import NodeLearner
 from federation.learners.graphs import client_graphs
 from federation.privacy.accountant import most_releases, noise_for
 from federation.privacy.attacks import (
-    centre_auc,
+    length_auc,
     membership_auc,
     nearest_distance,
     owner_is_nearest,
@@ -63,7 +63,7 @@ class ClassLeak:
         size: Its training samples on the client.
         released: Whether its prototype left.
         auc: Of membership by distance to the prototype.
-        without: Of membership without the prototype.
+        without: Of membership by the length of the embedding, without the prototype.
         distance: From the prototype to the nearest member, over the typical distance in the class.
         owner: Whether the training sample nearest to the prototype, of all clients, is the owner's.
         chance: Share of all clients' training samples that are the owner's.
@@ -201,7 +201,7 @@ def _leaks(experiment: Experiment, grid: _Tap) -> Iterator[ClassLeak]:
         for label in out.y[train].unique().tolist():
             of_class = out.y == label
             members, others = out.embedding[of_class & train], out.embedding[of_class & ~train]
-            if label not in prototypes or len(others) < 2:
+            if label not in prototypes or not len(others):
                 yield ClassLeak(len(members), label in prototypes)
                 continue
             prototype = prototypes[label]
@@ -209,7 +209,7 @@ def _leaks(experiment: Experiment, grid: _Tap) -> Iterator[ClassLeak]:
                 size=len(members),
                 released=True,
                 auc=membership_auc(prototype, members, others),
-                without=centre_auc(members, others),
+                without=length_auc(members, others),
                 distance=nearest_distance(prototype, members, out.embedding[of_class]),
                 owner=float(owner_is_nearest(prototype, out.embedding[train], foreign)),
                 chance=int(train.sum()) / (int(train.sum()) + len(foreign)),
@@ -292,7 +292,7 @@ def _leakage(size: str, every: list[ClassLeak], seeds: list[list[ClassLeak]]) ->
 
 def audit_table(found: Sequence[Audited]) -> Table:
     """Return a row per defence and size of class."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE, padding=0)
     table.add_column("defence", no_wrap=True)
     for name in (
         "acc. %",
@@ -310,7 +310,7 @@ def audit_table(found: Sequence[Audited]) -> Table:
         first = [one.defence.name, _spread(one.accuracy, 100), _spread(one.by_prototype, 100)]
         for size in by_size(one):
             auc = [] if size.auc is None else [f"{size.auc:.2f}"]
-            auc += [] if size.auc_spread is None else [f"{size.auc_spread:.2f}"]
+            auc += [] if size.auc_spread is None else [f"{size.auc_spread:.2f}".lstrip("0")]
             table.add_row(
                 *first,
                 size.size,

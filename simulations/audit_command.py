@@ -40,9 +40,10 @@ def audit(
 
       left         share of such classes whose prototype left its client
 
-      AUC          tells training samples from others by closeness to the prototype; 0.5 is chance
+      AUC          tells training samples from others by closeness to the prototype; 0.5 is chance,
+                   less is what "without" says, the other way round
 
-      without      the same by closeness to the mean of the others: what the encoder gives away
+      without      the same by the length of the embedding alone: what the encoder gives away
                    without a prototype, and no defence of prototypes takes back
 
       nearest      from the prototype to the nearest training sample; 1 = between any two of a class

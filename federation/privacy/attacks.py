@@ -30,19 +30,16 @@ def membership_auc(prototype: Tensor, members: Tensor, others: Tensor) -> float:
     return roc_auc(score, y)
 
 
-def centre_auc(members: Tensor, others: Tensor) -> float:
-    """Return what the same attack tells without any prototype, from the encoder alone.
+def length_auc(members: Tensor, others: Tensor) -> float:
+    """Return how well an embedding's length tells members from others, without any prototype.
 
-    In place of the prototype stands the mean of the other samples, for each of them that of the
-    rest, as the attacker may have samples alike.
+    A network is surer of the samples that it was trained on, and their embeddings are longer.
+    What this tells is the encoder's, and no defence of prototypes takes it back.
 
-    Args:
-        members: ``[num_members, channels]``, at least one.
-        others: ``[num_others, channels]``, at least two.
+    Shapes:
+        - **members**, **others**: ``[num, channels]``
     """
-    total, number = others.sum(0), len(others)
-    rest = (total - others) / (number - 1)
-    return membership_auc(torch.zeros_like(total), members - total / number, others - rest)
+    return 1 - membership_auc(torch.zeros_like(members[0]), members, others)
 
 
 def nearest_distance(prototype: Tensor, members: Tensor, class_samples: Tensor) -> float:

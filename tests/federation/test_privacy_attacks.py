@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from federation.privacy.attacks import (
-    centre_auc,
+    length_auc,
     membership_auc,
     nearest_distance,
     owner_is_nearest,
@@ -37,11 +37,11 @@ def test_means_of_few_give_away_more_than_means_of_many():
     assert aucs[2] < 0.65
 
 
-def test_without_a_prototype_samples_alike_are_not_told_apart():
-    aucs = [centre_auc(points(30, seed), points(30, 1000 + seed)) for seed in range(40)]
+def test_without_a_prototype_only_the_length_of_embeddings_tells():
+    aucs = [length_auc(points(30, seed), points(30, 1000 + seed)) for seed in range(40)]
     assert sum(aucs) / len(aucs) == pytest.approx(0.5, abs=0.03)
-    near = torch.zeros(30, 8) + 0.1 * points(30, 0)
-    assert centre_auc(near, points(30, 1)) == 1  # as of an encoder that knows its samples
+    assert length_auc(100 * points(30, 0), points(30, 1)) == 1  # an encoder sure of its samples
+    assert length_auc(0.01 * points(30, 0), points(30, 1)) == 0
 
 
 def test_the_unit_of_distance_is_that_between_samples():
