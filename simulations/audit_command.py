@@ -33,27 +33,33 @@ def audit(
 ) -> None:
     """Measure what class prototypes leak, with and without defences, and what those cost.
 
-    The attacker holds a client's prototypes and knows its encoder, the worst case. A row is a
-    defence and a size of classes, by their training samples on a client:
+    The attacker holds a client's prototypes and knows its encoder: the worst
+    case. A row is a defence and a size of classes, by their training samples
+    on a client:
 
-      acc., proto  test accuracy, and that of the nearest prototype; "local only" has no exchange
+      acc. %   test accuracy; "local only" exchanges nothing
 
-      left         share of such classes whose prototype left its client
+      proto %  test accuracy where the nearest prototype is the prediction
 
-      AUC          tells training samples from others by closeness to the prototype; 0.5 is chance,
-                   less is what "without" says, the other way round
+      left     share of such classes whose prototype left its client
 
-      without      the same by the length of the embedding alone: what the encoder gives away
-                   without a prototype, and no defence of prototypes takes back
+      AUC      tells training samples from others by closeness to the prototype
 
-      nearest      from the prototype to the nearest training sample; 1 = between any two of a class
+      without  the same by an embedding's length, without any prototype
 
-      exact        share of prototypes that are, to a hundredth of that, one sample's embedding
+      nearest  distance to a training sample; 1 = of any two in the class
 
-      owner        share whose nearest training sample, of all clients, is the owner's
+      exact    share of prototypes that are one sample's embedding
 
-    An ε holds for the whole run at privacy.delta, with the encoder as given; Opacus's accountant
-    finds the noise. Where accuracy is no better than "local only", the exchange is not worth any.
+      owner    share whose nearest sample, of all clients, is the owner's
+
+    An AUC of 0.5 is chance. What "without" tells is the encoder's, and no
+    defence of prototypes takes it back; where noise leaves nothing else, AUC
+    falls below 0.5 as far as "without" lies above.
+
+    An ε holds for the whole run at privacy.delta, with the encoder as given;
+    Opacus's accountant finds the noise. Where accuracy is no better than
+    "local only", the exchange is worth no ε.
 
     For example:
 
