@@ -83,7 +83,7 @@ def _answer(
 ) -> Message:
     """Answer a message, or say in an error reply what went wrong."""
     try:
-        with _exchange(context, keep) as exchange:
+        with exchange_of(context, keep) as exchange:
             return Message(answer(exchange), reply_to=message)
     except Exception as error:
         # A node must not take the federation down; the server records the reason.
@@ -112,7 +112,7 @@ def _partition(context: Context) -> int:
 
 
 @contextmanager
-def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
+def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     experiment = experiment_of(context.run_config)
     threads = experiment.simulation.cpus_per_client

@@ -16,6 +16,7 @@ from federation.experiment import Experiment
 from federation.faults import Faults
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
+from federation.privacy.accountant import spent
 from federation.records import to_arrays
 from federation.replies import Exchanged
 from federation.run_directory import KeepsClientStates, RunDirectory
@@ -40,6 +41,7 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
     arrays, first = _begin(grid, experiment, facts, strategy, faults, run)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
+        run.releasing(server_round)
         train = _train(grid, experiment, facts, strategy, faults, server_round, arrays)
         if train.success < experiment.run.min_success:
             run.record(client_lines(server_round, train, None, scores))
@@ -58,7 +60,8 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         state = RecordDict({**_strategy_state(strategy), **faults.state()})
         run.checkpoint(server_round, arrays, state, changed)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
-    run.finish(summarise(experiment, run.lines()), server)
+    summary = summarise(experiment, run.lines()) | spent(experiment, run.releases())
+    run.finish(summary, server)
 
 
 def _train(

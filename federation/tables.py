@@ -341,6 +341,12 @@ class FedDBPTable(Table):
         "prototype", "what counts as the prediction; both are recorded"
     )
 
+    @property
+    def sends_fisher(self) -> bool:
+        """Whether clients send Fisher information: it is their own, and the server reads it."""
+        read = self.global_weight == "fisher" or self.personal in ("soft", "hard")
+        return read and self.fisher == "client"
+
 
 class SCFSGLTable(Table):
     """SC-FSGL."""

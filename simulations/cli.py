@@ -1,4 +1,4 @@
-"""The command line: ``graphcl run``, ``report``, ``probe``, ``outage``, ``recommend``, ``keys``."""
+"""The command line: ``graphcl run``, ``report``, ``audit``, ``probe``, and those of each method."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,7 @@ from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, recommend_command, terminal
+from simulations.audit_command import audit
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
@@ -102,6 +103,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 
 app.command()(probe)
+app.command()(audit)
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 
@@ -220,6 +222,17 @@ def _print_outcomes(outcomes: list[Outcome], scores: Sequence[Score]) -> None:
         )
     terminal.console.print(table)
     for outcome in outcomes:
+        summary = outcome.summary or {}
+        if "epsilon" in summary:
+            terminal.say(
+                f"{outcome.strategy}: ε = {summary['epsilon']:.3g} at δ = {summary['delta']:g} for "
+                "one sample in a client's prototypes; the report says what that leaves open."
+            )
+        if "epsilon_if_noise_were_secret" in summary:
+            terminal.say(
+                f"{outcome.strategy}: no ε: privacy.noise = 'seed' draws noise that the server "
+                "can repeat."
+            )
         if outcome.reason:
             terminal.say(f"{outcome.strategy} was not run: it {outcome.reason}.")
 

@@ -49,7 +49,8 @@ class FedDBPExchange(FedProtoExchange):
 
     Wire down: ``prototypes``, this client's own table: ``values [known, K]``, ``classes [known]``.
     Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``, and,
-    unless the server judges the channels, ``fisher [held, K]``, or a bit for each channel.
+    where the server reads the client's own importance, ``fisher [held, K]``, or a bit for each
+    channel.
     """
 
     @classmethod
@@ -76,12 +77,11 @@ class FedDBPExchange(FedProtoExchange):
     @torch.no_grad()
     def reply(self) -> RecordDict:
         learner, config = self.learner, self.experiment.strategy.feddbp
-        if config.fisher == "server":
+        if not config.sends_fisher:
             return super().reply()
         out = learner.features()
-        upload = local_upload(
-            out, learner.num_classes, channel_fisher(out.embedding, out.y, learner.head)
-        )
+        fisher = channel_fisher(out.embedding, out.y, learner.head)
+        upload = local_upload(out, learner.num_classes, self.experiment.privacy, fisher)
         fisher = scale_rows(upload.fisher)
         if config.fisher_bits == 1:
             fisher = fisher >= config.threshold
@@ -196,8 +196,8 @@ def similar_rows(
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
     config = experiment.strategy.feddbp
-    by_client, packed = config.fisher == "client", config.fisher_bits == 1
-    check_upload(content, experiment, facts, fisher=by_client, packed=packed)
+    packed = config.fisher_bits == 1
+    check_upload(content, experiment, facts, fisher=config.sends_fisher, packed=packed)
 
 
 FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)

@@ -74,7 +74,9 @@ class FedProtoExchange(Exchange):
         return {"align": weight * alignment(out.embedding, out.y, self.table)}
 
     def reply(self) -> RecordDict:
-        upload = local_upload(self.learner.features(), self.learner.num_classes)
+        upload = local_upload(
+            self.learner.features(), self.learner.num_classes, self.experiment.privacy
+        )
         return RecordDict({"prototypes": upload.to_arrays()})
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:

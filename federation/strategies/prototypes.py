@@ -16,6 +16,8 @@ from torch import Tensor
 from federation.experiment import Experiment
 from federation.fault_tables import RobustTable
 from federation.learners import Forward
+from federation.privacy.release import clip_rows, noised_means
+from federation.privacy.table import Privacy
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Facts, MessageStrategy
 from federation.strategies.robust import fuse_class
@@ -66,7 +68,7 @@ class Upload:
         values: ``[held, embedding_channels]``, mean embedding of each class.
         support: ``[held]``, number of samples behind each mean.
         fisher: ``[held, embedding_channels]`` in [0, 1], importance of each channel, or bool:
-            whether it matters, which is a bit on the wire; may be empty.
+            whether it matters, which is a bit on the wire; ``[0]`` where none is sent.
     """
 
     classes: Tensor
@@ -75,7 +77,7 @@ class Upload:
     fisher: Tensor
 
     def to_arrays(self) -> ArrayRecord:
-        """Pack for the wire; an empty ``fisher`` is left out."""
+        """Pack for the wire; a ``fisher`` of shape ``[0]`` is left out."""
         tensors = {"classes": self.classes, "values": self.values, "support": self.support}
         fisher = self.fisher
         if fisher.dtype == torch.bool:
@@ -106,13 +108,29 @@ def class_means(values: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Te
     return classes, sums[classes] / support[classes, None], support[classes]
 
 
-def local_upload(out: Forward, num_classes: int, fisher: Tensor | None = None) -> Upload:
-    """Return a client's prototypes, and the per-class mean of ``fisher`` where it is given."""
-    classes, means, support = class_means(out.embedding, out.y, num_classes)
+def local_upload(
+    out: Forward, num_classes: int, privacy: Privacy, fisher: Tensor | None = None
+) -> Upload:
+    """Return what may leave of a client's prototypes, and of the per-class mean of ``fisher``.
+
+    Args:
+        out: The training samples.
+        num_classes: Number of classes over all clients.
+        privacy: What is withheld, cut and noised; see :mod:`federation.privacy.release`.
+        fisher: ``[num_samples, channels]``; never where there is noise, since it would have none.
+    """
+    if privacy.noise_multiplier:
+        released = noised_means(out.embedding, out.y, num_classes, privacy)
+        return Upload(*released, torch.empty(0))
+    embedding = clip_rows(out.embedding, privacy.clip)
+    classes, means, support = class_means(embedding, out.y, num_classes)
+    enough = support >= privacy.min_support
     importance = torch.empty(0)
     if fisher is not None:
-        importance = class_means(fisher, out.y, num_classes)[1]
-    return Upload(classes.cpu(), means.cpu(), support.cpu(), importance.cpu())
+        importance = class_means(fisher, out.y, num_classes)[1][enough]
+    return Upload(
+        classes[enough].cpu(), means[enough].cpu(), support[enough].cpu(), importance.cpu()
+    )
 
 
 def check_upload(
@@ -159,8 +177,11 @@ def check_upload(
         raise ReplyError("a class is named twice")
     if held and int(tensors["support"].min()) < 1:
         raise ReplyError("a class is claimed without a sample behind it")
-    claimed, told = int(tensors["support"].sum()), content.metric_records["metrics"]["num-examples"]
-    if claimed != told:
+    claimed = int(tensors["support"].sum())
+    told = int(content.metric_records["metrics"]["num-examples"])  # type: ignore[arg-type]
+    privacy = experiment.privacy
+    withheld = privacy.min_support > 1 and claimed < told
+    if claimed != told and not withheld and not privacy.noise_multiplier:
         raise ReplyError(f"the classes claim {claimed} samples, the metrics {told}")
     scaled = fisher and held and not packed
     if scaled and not (tensors["fisher"].min() >= 0 and tensors["fisher"].max() <= 1):

@@ -15,6 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from federation.experiment import Experiment, load_experiment
 from federation.partition import PartitionReport
+from federation.privacy.accountant import spent
+from federation.privacy.statement import Statement, statement
+from federation.run_directory import RunDirectory
 from federation.scores import SCORES, Score
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
@@ -88,6 +91,8 @@ class StrategyRun:
         rounds: The complete rounds, ascending.
         clients: Every client of every round.
         digest: The digest of the result; None while unfinished.
+        spent: ε and δ so far, where there is noise.
+        claims: What is protected and what is not.
     """
 
     name: str
@@ -96,6 +101,8 @@ class StrategyRun:
     rounds: tuple[RoundLine, ...]
     clients: tuple[ClientLine, ...]
     digest: str | None
+    spent: dict[str, float]
+    claims: Statement
 
     @property
     def finished(self) -> bool:
@@ -372,6 +379,7 @@ def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
     scores = SCORES[experiment.task.name]
     lines = _metrics(directory / "metrics.jsonl", scores)
     summary = directory / "summary.json"
+    budget = spent(experiment, RunDirectory(directory).releases())
     return StrategyRun(
         name=experiment.strategy.name,
         score=scores[0],
@@ -379,6 +387,8 @@ def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
         rounds=tuple(line for line in lines if isinstance(line, RoundLine)),
         clients=tuple(line for line in lines if isinstance(line, ClientLine)),
         digest=_parse(TypeAdapter(_Summary), summary).digest if summary.exists() else None,
+        spent=budget,
+        claims=statement(experiment, budget),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from federation.learners import Forward
+from federation.privacy.table import Privacy
 from federation.records import to_tensors
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.prototypes import Upload, local_upload
@@ -115,7 +116,7 @@ def test_samples_split_over_two_clients_leave_the_count_weighted_table_as_it_is(
 
     def sent(mask: torch.Tensor) -> Upload:
         out = Forward(embedding, torch.zeros(9, CLASSES), y).of(mask)
-        return local_upload(out, CLASSES)
+        return local_upload(out, CLASSES, Privacy())
 
     whole = serve("fedproto-count", {0: FOUND[0], 1: sent(torch.ones_like(first))})
     split = serve("fedproto-count", {0: FOUND[0], 1: sent(first), 2: sent(~first)})
