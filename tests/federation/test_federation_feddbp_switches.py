@@ -11,7 +11,7 @@ from federation.experiment import Experiment
 from federation.learners import Forward, NodeLearner
 from federation.records import to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
-from federation.strategies.dual_branch import split_branches
+from federation.strategies.dual_branch import DualBranchProjector, split_branches
 from federation.strategies.feddbp import FedDBPExchange, similar_rows
 from federation.strategies.fedproto import FedProtoExchange
 from federation.strategies.fisher import channel_fisher, fit_server_head, scale_rows, server_head
@@ -356,3 +356,17 @@ def test_a_zero_prototype_is_like_nothing_and_breaks_nothing(rng):
     found = {0: upload([0], rng), 1: upload([0], rng)}
     found[0].values.zero_()
     assert similar_rows(found[0], found, CLASSES, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("fuse", ["concat", "sum"])
+def test_the_projector_starts_as_the_identity_whose_branches_all_learn(fuse, rng):
+    projector = DualBranchProjector(WIDTH, fuse)
+    h = torch.randn(5, WIDTH, generator=rng)
+    assert projector(h).equal(h)
+    optimizer = torch.optim.SGD(projector.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in projector.state_dict().items()}
+    for _ in range(2):  # in the first step, a last layer of zeros lets nothing through
+        optimizer.zero_grad()
+        (projector(h) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(not value.equal(before[name]) for name, value in projector.state_dict().items())
