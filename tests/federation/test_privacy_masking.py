@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import ConfigRecord, RecordDict
 
 from federation import client_app
 from federation.privacy import masking
@@ -106,6 +107,27 @@ def test_a_masked_record_looks_like_chance_and_never_twice_alike():
     assert np.array_equal(  # what is covered does not change the mask
         records[0] - same, masked(zero, private[0], public, 0, "1 x")
     )
+
+
+def test_every_round_and_every_array_has_a_mask_of_its_own():
+    states = [RecordDict(), RecordDict()]
+    public = {str(client): masking.new_key(state) for client, state in enumerate(states)}
+    zeros = torch.zeros(SHAPE, dtype=torch.int64)
+    found = []
+    for server_round in (1, 2):
+        reply = RecordDict(
+            {"one": to_arrays({"a": zeros, "b": zeros}), "two": to_arrays({"a": zeros})}
+        )
+        sent = {"config": ConfigRecord({"server-round": server_round})}
+        sent["masking"] = ConfigRecord(public)
+        masking.hide(reply, RecordDict(sent), states[0], 0, 2)
+        found += [
+            array.numpy() for record in reply.array_records.values() for array in record.values()
+        ]
+    assert len(found) == 6
+    for i, one in enumerate(found):
+        for other in found[i + 1 :]:
+            assert abs(bits(one - other).mean() - 0.5) < 0.03
 
 
 def test_a_key_that_was_swapped_or_is_none_is_refused():
@@ -225,6 +247,9 @@ def test_a_run_in_the_same_process_does_not_see_the_one_before(tiny, tmp_path, s
     (tmp_path / "two").rename(tmp_path / "before")
     LocalGrid(tiny("feddbp", tmp_path / "two", **ON)).serve()  # its exchanges are still there
     assert summary_of(tmp_path / "two")["digest"] == summary_of(tmp_path / "one")["digest"]
+    fresh = LocalGrid(tiny("feddbp", tmp_path / "two", **ON)).contexts[0]
+    with client_app.exchange_of(fresh, keep=False) as exchange:
+        assert exchange.own is None
 
 
 def test_no_round_is_masked_twice_under_one_key(tiny, staged, tmp_path):
