@@ -4,7 +4,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from federation.fault_tables import UPDATE_ATTACKS
-from federation.tables import LABEL_SKEWS, PROTOTYPE_STRATEGIES, WEIGHT_STRATEGIES
+from federation.tables import (
+    LABEL_SKEWS,
+    PROTOTYPE_STRATEGIES,
+    SUMMED_STRATEGIES,
+    WEIGHT_STRATEGIES,
+)
 from graphcl.images import IMAGE_ENCODERS
 from graphcl.nodes import ENCODERS
 
@@ -60,6 +65,8 @@ def check_combination(experiment: "Experiment") -> None:
     fisher_leaves = "feddbp" in planned and feddbp.sends_fisher
     if refusal := experiment.privacy.refuse(planned, PROTOTYPE_STRATEGIES, fisher_leaves):
         raise ValueError(refusal)
+    if experiment.privacy.masking:
+        _possible_masking(experiment)
     if task == "outages":
         _possible_outages(experiment)
     if task == "forecast":
@@ -107,6 +114,52 @@ def _possible_bits(experiment: "Experiment") -> None:
         raise ValueError(
             "strategy.feddbp.fisher_bits: 1 bit says whether a channel matters, but "
             "strategy.feddbp.personal = 'soft' asks how much; take 'hard', 'similar' or 'off'"
+        )
+
+
+def _possible_masking(experiment: "Experiment") -> None:
+    planned, strategy = experiment.planned, experiment.strategy
+    unsummed = sorted(planned & set(PROTOTYPE_STRATEGIES) - set(SUMMED_STRATEGIES))
+    if unsummed:
+        raise ValueError(
+            f"privacy.masking: the server of '{unsummed[0]}' trains on single prototypes, and sums "
+            f"do not hold them; take {' or '.join(SUMMED_STRATEGIES)}, or switch masking off"
+        )
+    if experiment.partition.clients < 2:
+        raise ValueError(
+            "privacy.masking: a sum over one client hides nothing; set partition.clients to 2 or "
+            "more"
+        )
+    if strategy.fraction < 1:
+        raise ValueError(
+            f"privacy.masking: the masks of all clients cancel, but strategy.fraction = "
+            f"{strategy.fraction:g} leaves some out; set it to 1"
+        )
+    if strategy.robust.rule != "mean":
+        raise ValueError(
+            f"privacy.masking: strategy.robust.rule = '{strategy.robust.rule}' compares single "
+            "prototypes, and sums do not hold them; set it to 'mean'"
+        )
+    if experiment.faults.summary:
+        raise ValueError(
+            "privacy.masking: a sum cannot be read without a reply, nor with another in its place, "
+            f"and [faults] would see to that ({experiment.faults.summary}); set them to 0"
+        )
+    feddbp = strategy.feddbp
+    if "feddbp" in planned and feddbp.personal == "similar":
+        raise ValueError(
+            "privacy.masking: strategy.feddbp.personal = 'similar' compares single prototypes, and "
+            "sums do not hold them; take 'soft', 'hard' or 'off'"
+        )
+    if "feddbp" in planned and feddbp.fisher == "server":
+        raise ValueError(
+            "privacy.masking: strategy.feddbp.fisher = 'server' trains on single prototypes, and "
+            "sums do not hold them; take 'client'"
+        )
+    if "feddbp" in planned and feddbp.global_weight == "fisher" and feddbp.fisher_floor < 0.001:
+        raise ValueError(
+            f"privacy.masking: strategy.feddbp.fisher_floor = {feddbp.fisher_floor:g} makes "
+            "weights that drown in the fixed point of masked sums; take at least 0.001"
         )
 
 

@@ -20,6 +20,7 @@ from federation.fault_tables import FaultTable
 from federation.keys import Table
 from federation.privacy.table import Privacy
 from federation.tables import (
+    SUMMED_STRATEGIES,
     Forecast,
     Images,
     Model,
@@ -84,6 +85,11 @@ class Experiment(Table):
     def unlike_models(self) -> bool:
         """Whether the clients' models differ, so that their weights cannot be averaged."""
         return len(set(self.encoder_names)) > 1
+
+    @property
+    def masked(self) -> bool:
+        """Whether what leaves a client leaves under masks."""
+        return self.privacy.masking and self.strategy.name in SUMMED_STRATEGIES
 
     def override(self, keys: Mapping[str, Scalar]) -> "Experiment":
         """Return this experiment with other values for some dotted keys."""

@@ -35,6 +35,8 @@ _AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
 WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
+# Their server reads sums over clients alone, so that these may be masked.
+SUMMED_STRATEGIES = ("fedproto", "feddbp")
 # Ways of dividing that read the classes alone.
 LABEL_SKEWS = ("dirichlet", "practical", "pathological")
 TRAINED_RECOMMENDERS = tuple(

@@ -108,6 +108,11 @@ def defences(
             f"graphcl audit attacks class prototypes; set task.name to 'classify' and "
             f"strategy.name to one of {', '.join(PROTOTYPE_STRATEGIES)}"
         )
+    if experiment.privacy.masking:
+        raise ConfigError(
+            "privacy.masking: graphcl audit attacks single prototypes, which masks keep from the "
+            "server; switch it off to see what they would leak"
+        )
     if epsilons and not experiment.privacy.clip:
         raise ConfigError("privacy.clip: noise needs a bound; set it, e.g. --set privacy.clip=3.0")
     off: dict[str, Scalar] = {"privacy.min_support": 1, "privacy.noise_multiplier": 0.0}

@@ -39,13 +39,39 @@ def statement(experiment: Experiment, spent: Mapping[str, float]) -> Statement:
     if strategy not in PROTOTYPE_STRATEGIES:
         return Statement((), ("Model weights leave as training made them, undefended.", _METRICS))
     protected = ["Data and models stay on their client; class prototypes leave it."]
+    limits: list[str] = []
+    if experiment.masked:
+        protected += _MASKED
+        limits += _unmasked(experiment)
     if experiment.privacy.noise_multiplier:
-        guarantee, limits = _noised(experiment, spent)
+        guarantee, open_ones = _noised(experiment, spent)
         protected += guarantee
     else:
-        kept, limits = _exact(experiment)
+        kept, open_ones = _exact(experiment)
         protected += kept
-    return Statement(tuple(protected), (*limits, _METRICS))
+    return Statement(tuple(protected), (*limits, *open_ones, _METRICS))
+
+
+_MASKED = (
+    "The server learns the sum of all clients' weighted prototypes and the total weight of every "
+    "class, not what one client adds to them, nor which classes it holds: pairwise masks hide each "
+    "client's record and cancel in the sum of all.",
+)
+
+
+def _unmasked(experiment: Experiment) -> list[str]:
+    """Return what masks leave open."""
+    clients = experiment.partition.clients
+    return [
+        f"A sum over {clients} clients is no average over a crowd: of a class that a single client "
+        "holds, the sum is this client's prototype, though not whose.",
+        "Masks do not protect against a server that colludes with all clients but one, nor against "
+        "an active one that hands out public keys of its own: the clients have no other word for "
+        "whose key is whose. Flower's node authentication keeps strangers from posing as nodes, "
+        "not the server from posing as clients.",
+        "A client that lies about its prototypes cannot be found out: no single record can be "
+        "looked at, and the server checks the totals alone.",
+    ]
 
 
 def _exact(experiment: Experiment) -> tuple[list[str], list[str]]:
@@ -53,6 +79,8 @@ def _exact(experiment: Experiment) -> tuple[list[str], list[str]]:
     kept = []
     if support > 1:
         kept.append(f"Classes of which a client has fewer than {support} samples do not leave it.")
+    if experiment.masked:
+        return kept, ["The sums are exact. There is no ε without noise."]
     limits = [
         "Prototypes are exact means: that of a class with one sample is that sample's embedding, "
         "and whether a sample is in a mean of few can often be told. There is no ε without noise; "

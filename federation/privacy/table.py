@@ -23,10 +23,16 @@ class Privacy(Table):
         "repeatable, so for simulations alone",
     )
 
+    masking: bool = key(
+        False,
+        "true: the server reads sums over all clients alone; fedproto and feddbp, every client in "
+        "every round, and one that fails ends the run",
+    )
+
     @property
     def active(self) -> bool:
         """Whether anything differs from letting prototypes go as they are."""
-        return self.min_support > 1 or self.clip > 0 or self.noise_multiplier > 0
+        return self.masking or self.min_support > 1 or self.clip > 0 or self.noise_multiplier > 0
 
     def refuse(
         self, planned: Iterable[str], prototypes: Iterable[str], fisher_leaves: bool
@@ -54,7 +60,7 @@ class Privacy(Table):
             )
         if self.noise_multiplier and fisher_leaves:
             return (
-                "privacy.noise_multiplier: Fisher information would leave without noise; set "
+                "privacy.noise_multiplier: Fisher information would have no noise; set "
                 "strategy.feddbp.global_weight to 'count' or 'uniform' and "
                 "strategy.feddbp.personal to 'off'"
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 from federation.experiment import Experiment
 from federation.learners import Forward, Projector
 from federation.records import to_arrays, to_tensors
-from federation.strategies.base import Algorithm, Facts
+from federation.strategies.base import Algorithm, Facts, MessageStrategy
 from federation.strategies.dual_branch import DualBranchProjector, split_branches
 from federation.strategies.fedproto import FedProtoExchange, alignment, first, nearest
 from federation.strategies.fisher import (
@@ -32,6 +32,7 @@ from federation.strategies.fisher import (
     scale_rows,
     server_head,
 )
+from federation.strategies.masked import MaskedPrototypes, check_masked
 from federation.strategies.prototypes import (
     PrototypeStrategy,
     PrototypeTable,
@@ -51,7 +52,12 @@ class FedDBPExchange(FedProtoExchange):
     Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``, and,
     where the server reads the client's own importance, ``fisher [held, K]``, or a bit for each
     channel.
+
+    Under ``privacy.masking`` the global table comes down, and the client fuses it with what it
+    kept of its own; up go ``words``, see :mod:`federation.strategies.masked`.
     """
+
+    own: Upload | None = None
 
     @classmethod
     def projector(cls, experiment: Experiment) -> Projector | None:
@@ -74,19 +80,45 @@ class FedDBPExchange(FedProtoExchange):
             terms["contrast"] = config.lambda_contrast * contrast
         return terms
 
+    def start(self) -> None:
+        super().start()
+        self.own = None
+
+    def state(self) -> dict[str, Tensor]:
+        own = {} if self.own is None else {f"own/{k}": v for k, v in vars(self.own).items()}
+        return super().state() | own
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        own = {k.removeprefix("own/"): v for k, v in state.items() if k.startswith("own/")}
+        self.own = Upload(**own) if own else None
+        super().load_state(state)
+
+    def receive(self, content: RecordDict) -> None:
+        super().receive(content)
+        if self.own is not None:
+            device = self.table.values.device
+            table = self.table.to(torch.device("cpu"))
+            self.table = personal_table(table, self.own, self.experiment).to(device)
+
     @torch.no_grad()
-    def reply(self) -> RecordDict:
+    def upload(self) -> Upload:
         learner, config = self.learner, self.experiment.strategy.feddbp
         if not config.sends_fisher:
-            return super().reply()
+            return super().upload()
         out = learner.features()
         fisher = channel_fisher(out.embedding, out.y, learner.head)
         upload = local_upload(out, learner.num_classes, self.experiment.privacy, fisher)
         fisher = scale_rows(upload.fisher)
         if config.fisher_bits == 1:
             fisher = fisher >= config.threshold
-        scaled = Upload(upload.classes, upload.values, upload.support, fisher)
-        return RecordDict({"prototypes": scaled.to_arrays()})
+        return Upload(upload.classes, upload.values, upload.support, fisher)
+
+    def weight(self, upload: Upload) -> Tensor:
+        return channel_weight(upload, self.experiment)
+
+    def keep(self, upload: Upload) -> None:
+        if self.experiment.strategy.feddbp.personal != "off":
+            self.own = upload
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
         config = self.experiment.strategy.feddbp
@@ -119,15 +151,7 @@ class FedDBP(PrototypeStrategy):
         self.uploads = {p: judged(upload, self.head) for p, upload in self.uploads.items()}
 
     def fuse(self) -> PrototypeTable:
-        config = self.experiment.strategy.feddbp
-        weights = {}
-        for partition, upload in self.uploads.items():
-            weight = upload.support[:, None].float()
-            if config.global_weight == "uniform":
-                weight = torch.ones_like(weight)
-            elif config.global_weight == "fisher":
-                weight = weight * (upload.fisher + config.fisher_floor)
-            weights[partition] = weight
+        weights = {p: channel_weight(upload, self.experiment) for p, upload in self.uploads.items()}
         return weighted_prototypes(
             self.uploads,
             weights,
@@ -137,7 +161,7 @@ class FedDBP(PrototypeStrategy):
         )
 
     def table_for(self, partition: int) -> PrototypeTable:
-        """Keep the client's own value on the channels that matter to it, else the others'.
+        """Return the client's own fusion of the global table with its last upload.
 
         Under ``personal = "similar"`` its classes' rows are means by likeness to its own instead.
         """
@@ -145,18 +169,12 @@ class FedDBP(PrototypeStrategy):
         upload = self.uploads.get(partition)
         if config.personal == "off" or upload is None:
             return self.table
+        if config.personal != "similar":
+            return personal_table(self.table, upload, self.experiment)
         values = self.table.values.clone()
-        if config.personal == "similar":
-            values[upload.classes] = similar_rows(
-                upload, self.uploads, self.facts.num_classes, config.similarity_temperature
-            )
-            return PrototypeTable(values, self.table.known)
-        if config.personal == "soft":
-            own = config.keep * upload.fisher
-        else:
-            own = (upload.fisher >= config.threshold).float()
-        shared = values[upload.classes]
-        values[upload.classes] = own * upload.values + (1 - own) * shared
+        values[upload.classes] = similar_rows(
+            upload, self.uploads, self.facts.num_classes, config.similarity_temperature
+        )
         return PrototypeTable(values, self.table.known)
 
     def state(self) -> RecordDict:
@@ -170,6 +188,35 @@ class FedDBP(PrototypeStrategy):
         if self.head is not None:
             self.head.load_state_dict(to_tensors(state.array_records["head"]))
         super().load_state(RecordDict({k: v for k, v in state.items() if k != "head"}))
+
+
+def channel_weight(upload: Upload, experiment: Experiment) -> Tensor:
+    """Return a holder's weight in FedDBP's global mean, ``[held, 1]`` or ``[held, channels]``."""
+    config = experiment.strategy.feddbp
+    weight = upload.support[:, None].float()
+    if config.global_weight == "uniform":
+        return torch.ones_like(weight)
+    if config.global_weight == "fisher":
+        return weight * (upload.fisher + config.fisher_floor)
+    return weight
+
+
+def personal_table(table: PrototypeTable, own: Upload, experiment: Experiment) -> PrototypeTable:
+    """Keep a client's own value on the channels that matter to it, else the others'.
+
+    Args:
+        table: The global one.
+        own: The client's upload, with the importance of its channels.
+        experiment: Its ``personal`` is ``soft`` or ``hard``.
+    """
+    config = experiment.strategy.feddbp
+    values = table.values.clone()
+    if config.personal == "soft":
+        kept = config.keep * own.fisher
+    else:
+        kept = (own.fisher >= config.threshold).float()
+    values[own.classes] = kept * own.values + (1 - kept) * values[own.classes]
+    return PrototypeTable(values, table.known)
 
 
 def similar_rows(
@@ -195,9 +242,16 @@ def similar_rows(
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
+    if experiment.masked:
+        check_masked(content, experiment, facts)
+        return
     config = experiment.strategy.feddbp
     packed = config.fisher_bits == 1
     check_upload(content, experiment, facts, fisher=config.sends_fisher, packed=packed)
 
 
-FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)
+def _server(experiment: Experiment, facts: Facts) -> MessageStrategy:
+    return (MaskedPrototypes if experiment.masked else FedDBP)(experiment, facts)
+
+
+FEDDBP = Algorithm(FedDBPExchange, _server, ("prototypes",), _check)

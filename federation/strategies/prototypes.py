@@ -56,7 +56,11 @@ class PrototypeTable:
         table = cls.empty(num_classes, channels)
         table.values[tensors["classes"]] = tensors["values"]
         table.known[tensors["classes"]] = True
-        return cls(table.values.to(device), table.known.to(device))
+        return table.to(device)
+
+    def to(self, device: torch.device) -> "PrototypeTable":
+        """Return the table on a device."""
+        return PrototypeTable(self.values.to(device), self.known.to(device))
 
 
 @dataclass(frozen=True)
@@ -209,12 +213,35 @@ def weighted_prototypes(
     """
     if robust is not None and robust.rule != "mean":
         return _robust_prototypes(uploads, weights, num_classes, channels, robust)
+    return table_of(*weighted_sums(uploads, weights, num_classes, channels))
+
+
+def weighted_sums(
+    uploads: Mapping[int, Upload],
+    weights: Mapping[int, Tensor],
+    num_classes: int,
+    channels: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of weight times prototype and of weights; arguments as those of the mean.
+
+    Shapes:
+        - **output**: ``[num_classes, channels]`` each, float64
+    """
     total = torch.zeros(num_classes, channels, dtype=torch.float64)
     mass = torch.zeros_like(total)
     for partition in sorted(uploads):
         upload, weight = uploads[partition], weights[partition].double()
         total[upload.classes] += weight * upload.values.double()
         mass[upload.classes] += weight
+    return total, mass
+
+
+def table_of(total: Tensor, mass: Tensor) -> PrototypeTable:
+    """Return the means that sums stand for; a class is known where all its weights are positive.
+
+    Shapes:
+        - **total**: ``[num_classes, channels]``, **mass**: the same, or ``[num_classes, 1]``
+    """
     known = (mass > 0).all(1)
     values = torch.where(known[:, None], total / mass.clamp(min=1e-300), 0.0)
     return PrototypeTable(values.float(), known)

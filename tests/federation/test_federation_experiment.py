@@ -416,6 +416,7 @@ def unlike_defaults() -> dict:
         "data.outages.newcomer": "west",
         "data.outages.newcomer_events": "four",
         "privacy.noise": "seed",
+        "privacy.masking": False,
         "outages.target": "raw",
         "outages.exposure": "none",
         "outages.static_graph": "borders",
@@ -434,7 +435,8 @@ def test_every_key_survives_flat_and_toml(tmp_path):
     assert set(flat) == set(known_keys())
     assert flat == changed
     kept = {key for key, default, _ in describe_keys() if flat[key] == default}
-    assert kept == {"simulation.gpus_per_client"}  # pre-training has the CPU only
+    # Pre-training has the CPU only, and masks do not go with cohorts and faults.
+    assert kept == {"simulation.gpus_per_client", "privacy.masking"}
     assert all(isinstance(value, bool | int | float | str) for value in flat.values())
     assert Experiment.from_flat(flat) == experiment
     file = tmp_path / "again.toml"

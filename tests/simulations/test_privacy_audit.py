@@ -90,6 +90,7 @@ def test_an_audit_repeats_and_is_written(found, tmp_path):
         ({"strategy.name": "fedavg", "privacy.clip": 0.0}, "attacks class prototypes"),
         ({"task.name": "pretrain"}, "attacks class prototypes"),
         ({"privacy.clip": 0.0}, "noise needs a bound"),
+        ({"privacy.masking": True}, "masks keep from the server"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(keys, message):

@@ -42,6 +42,29 @@ def test_exact_prototypes_are_called_so(make_run, report):
     assert "Fisher information" in page.text
 
 
+def test_masks_are_told_with_what_they_leave_open(make_run, report):
+    page = report(changed(make_run(), {"privacy.masking": True, "privacy.min_support": 3}))
+    assert "The server learns the sum of all clients' weighted prototypes" in page.text
+    assert "fewer than 3 samples do not leave it" in page.text
+    for limit in (
+        "of a class that a single client holds, the sum is this client's prototype",
+        "colludes with all clients but one",
+        "public keys of its own",
+        "A client that lies about its prototypes cannot be found out",
+        "There is no ε without noise",
+        "its number of training samples, its training loss and its scores",
+    ):
+        assert limit in page.text
+    assert "Which classes a client holds" not in page.text
+    assert "which channels its head relies on" not in page.text
+
+
+def test_masks_and_noise_are_both_told(make_run, report):
+    page = report(changed(make_run(), {**NOISED, "privacy.masking": True}))
+    assert "The server learns the sum of all clients' weighted prototypes" in page.text
+    assert "for the client that released most often" in page.text
+
+
 def test_every_strategy_has_its_own_words(family):
     assert "Data, models and prototypes stay on their client." in family.text
     assert "Prototypes are exact means" in family.text
