@@ -17,6 +17,7 @@ from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, recommend_command, terminal
 from simulations.audit_command import audit
+from simulations.compare_command import compare
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
@@ -104,6 +105,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 app.command()(probe)
 app.command()(audit)
+app.command()(compare)
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 
