@@ -203,12 +203,20 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     write_json(path, content)
 
 
-def setting_json(setting: SettingRuns) -> dict[str, Any]:
-    """Return the figures of a setting as JSON holds them."""
+def setting_json(setting: SettingRuns, folder: Path | None = None) -> dict[str, Any]:
+    """Return the figures of a setting as JSON holds them.
+
+    Args:
+        setting: The setting.
+        folder: What the paths of its runs are relative to; None = as they were given.
+    """
     first = setting.scores[0]
     keys = [first.val_key, *(score.key for score in setting.scores)]
     return {
-        "runs": {str(seed): str(run.directory) for seed, run in setting.runs.items()},
+        "runs": {
+            str(seed): str(run.directory.relative_to(folder) if folder else run.directory)
+            for seed, run in setting.runs.items()
+        },
         "scores": {k: {"by_seed": setting.values(k), **asdict(setting.mean(k))} for k in keys},
         "bytes": setting.sent_bytes,
         "seconds": setting.seconds,
