@@ -1,4 +1,4 @@
-"""The command line: ``graphcl run``, ``report``, ``audit``, ``probe``, and those of each method."""
+"""The command line: ``graphcl run``, ``sweep``, ``compare``, ``report`` and the other commands."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +17,11 @@ from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, recommend_command, terminal
 from simulations.audit_command import audit
+from simulations.compare_command import compare
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
+from simulations.sweep_command import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,6 +106,8 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 app.command()(probe)
 app.command()(audit)
+app.command()(compare)
+app.command()(sweep)
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 

@@ -20,7 +20,7 @@ from federation.tables import STRATEGIES
 INK, MUTED, RULE, SHADE = "#1f2430", "#69707d", "#dfe3e8", "#4a90d9"
 WIDTH = 420  # of every plot, in units of its view box
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "graphcl",
     "font.size": 11,
@@ -114,7 +114,7 @@ def draw(
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         paint(figure.add_subplot())
         file = io.StringIO()
