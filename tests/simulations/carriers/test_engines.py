@@ -68,6 +68,13 @@ SHOPS = {
     "train.epochs": 1,
     "run.rounds": 2,
 }
+ASYNCHRONOUS = {
+    **ALIKE,
+    "strategy.fraction": 1.0,
+    "asynchrony.spread": 1.0,
+    "asynchrony.buffer": 2,
+    "asynchrony.concurrency": 3,
+}
 MASKED = {**UNLIKE, "privacy.masking": True}
 FAULTY = {
     **UNLIKE,
@@ -105,6 +112,7 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
         pytest.param(OUTAGES, id="outages"),
         pytest.param(FAULTY, id="faulty"),
         pytest.param(MASKED, id="masked"),
+        pytest.param(ASYNCHRONOUS, id="asynchronous"),
         pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
         pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
         pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
