@@ -189,7 +189,7 @@ def test_a_client_that_kills_its_process_costs_its_own_reply_alone(tiny, carrier
     assert "died" in trained[1]["reason"]
 
 
-def test_clients_that_crash_or_hang_cost_their_own_replies_alone(tiny) -> None:
+def test_clients_that_crash_or_hang_cost_their_own_replies_alone(tiny, carrier) -> None:
     keys = {
         **ALIKE,
         "strategy.fraction": 1.0,
@@ -200,13 +200,11 @@ def test_clients_that_crash_or_hang_cost_their_own_replies_alone(tiny) -> None:
         "faults.crash": 0.1,
         "faults.hang": 0.1,
         "simulation.client_timeout": 5.0,
-        "simulation.actors": 2,
     }
     local = tiny(keys, folder="local")
     expected = run_locally(local)
     experiment = tiny(keys, folder="ray")
-    with RayCarrier(experiment) as carrier:
-        carrier.run(experiment)
+    carrier.run(experiment)
     assert figures(experiment)["digest"] == expected
     lines = RunDirectory(experiment.run.directory).lines()
     reasons = {line.get("fault"): line["reason"] for line in lines if line.get("fault")}
