@@ -5,10 +5,17 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
+from federation.learners.base import (
+    Forward,
+    Penalty,
+    Projector,
+    drawn_for,
+    optimizer_for,
+    shared_bench,
+)
 from federation.learners.classification import MaskedLearner
 from federation.learners.graphs import client_graphs, graph_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
@@ -25,6 +32,7 @@ class NodeLearner(MaskedLearner):
     """
 
     heads: ClassVar[tuple[str, ...]] = ("head",)
+    model: NodeClassifier
 
     def __init__(
         self,
@@ -37,12 +45,17 @@ class NodeLearner(MaskedLearner):
         data = graph_of(experiment, partition)
         self.num_classes = client_graphs(experiment).num_classes
         self.embedding_channels = experiment.model.embedding_channels
-        model = self.build(
-            experiment, partition, {"in-channels": data.num_features}, self.num_classes, projector
-        ).to(device)
-        super().__init__(model, model.head, data, device)
+
+        def build() -> NodeClassifier:
+            channels = {"in-channels": data.num_features}
+            model = self.build(experiment, partition, channels, self.num_classes, projector)
+            return model.to(device)
+
+        shape = (experiment, partition % len(experiment.encoder_names), data.num_features)
+        bench = shared_bench(shape, build, self.new_optimizer)
+        super().__init__(bench, bench.model.head, data, device, lambda: build().state_dict())
         self.x: Tensor = data.x.to(device)
-        self.operator = model.encoder.operator(data.edge_index.to(device), self.x.size(0))
+        self.operator = self.model.encoder.operator(data.edge_index.to(device), self.x.size(0))
 
     def facts(self) -> dict[str, int]:
         return {
@@ -51,8 +64,8 @@ class NodeLearner(MaskedLearner):
             "num-classes": self.num_classes,
         }
 
-    def reset_optimizer(self) -> None:
-        self.optimizer = optimizer_for(self.model.parameters(), self.config.train)
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optimizer_for(model.parameters(), self.config.train)
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         def loss(split: str) -> dict[str, Tensor]:
