@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
 from federation.experiment import Experiment, Scalar
-from federation.learners import LEARNERS
+from federation.learners import LEARNERS, ImageLearner, NodeLearner
 from federation.learners.base import clear_benches
 from federation.privacy.masking import hide, new_key
 from federation.records import check_finite, to_arrays, to_tensors
@@ -168,5 +168,7 @@ def forget_learners() -> None:
 def _build(experiment: Experiment, partition: int) -> Exchange:
     exchange = ALGORITHMS[experiment.strategy.name].exchange
     learner_type = LEARNERS[experiment.task.name]
-    learner = learner_type(experiment, partition, exchange.projector(experiment))
-    return exchange(experiment, learner)
+    projector = exchange.projector(experiment)
+    if issubclass(learner_type, NodeLearner | ImageLearner):
+        return exchange(experiment, learner_type(experiment, partition, projector, shared=True))
+    return exchange(experiment, learner_type(experiment, partition, projector))

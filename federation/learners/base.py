@@ -229,25 +229,27 @@ _SHAPES = 16  # of models that a process keeps; more than the encoders of any ex
 _benches: dict[Hashable, Workbench[Any]] = {}
 
 
-def shared_bench(
-    shape: Hashable,
+def workbench(
+    shape: Hashable | None,
     build: Callable[[], M],
     new_optimizer: Callable[[M], torch.optim.Optimizer],
 ) -> Workbench[M]:
-    """Return the workbench of this process for models of one shape.
+    """Return a new workbench, or the one of this process for models of a shape.
 
     A process that works for thousands of clients so holds the models of one client of each shape.
 
     Args:
-        shape: All that decides the model but for its first weights.
+        shape: All that decides the model but for its first weights; None for a new workbench.
         build: Makes a model where there is none yet.
         new_optimizer: Makes its optimiser.
     """
+    if shape is None:
+        model = build()
+        return Workbench(model, new_optimizer(model))
     if shape not in _benches:
         if len(_benches) == _SHAPES:
             del _benches[next(iter(_benches))]  # its learners still have it
-        model = build()
-        _benches[shape] = Workbench(model, new_optimizer(model))
+        _benches[shape] = workbench(None, build, new_optimizer)
     return _benches[shape]
 
 

@@ -15,7 +15,7 @@ from federation.learners.base import (
     Projector,
     drawn_for,
     optimizer_for,
-    shared_bench,
+    workbench,
 )
 from federation.learners.classification import ClassificationLearner
 from graphcl.images import ImageClassifier, ImageEncoder
@@ -49,11 +49,19 @@ class ImageLearner(ClassificationLearner):
         experiment: The whole experiment.
         partition: Which client this is.
         projector: Put between encoder and head, if the algorithm has one.
+        shared: Whether to work on a model that other clients of this process use, too.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("head",)
 
-    def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        partition: int,
+        projector: Projector | None = None,
+        *,
+        shared: bool = False,
+    ):
         self.config = experiment
         self.device = select_device(experiment.simulation.gpus_per_client)
         self.images, album = albums(experiment).whole, album_of(experiment, partition)
@@ -67,7 +75,7 @@ class ImageLearner(ClassificationLearner):
             return model.to(self.device)
 
         shape = (experiment, partition % len(experiment.encoder_names))
-        bench = shared_bench(shape, build, self.new_optimizer)
+        bench = workbench(shape if shared else None, build, self.new_optimizer)
         super().__init__(bench, bench.model.head, lambda: build().state_dict())
 
     def facts(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from federation.learners.base import (
     Projector,
     drawn_for,
     optimizer_for,
-    shared_bench,
+    workbench,
 )
 from federation.learners.classification import MaskedLearner
 from federation.learners.graphs import client_graphs, graph_of
@@ -29,6 +29,7 @@ class NodeLearner(MaskedLearner):
         experiment: The whole experiment.
         partition: Which client this is.
         projector: Put between encoder and head, if the algorithm has one.
+        shared: Whether to work on a model that other clients of this process use, too.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("head",)
@@ -39,6 +40,8 @@ class NodeLearner(MaskedLearner):
         experiment: Experiment,
         partition: int,
         projector: Projector | None = None,
+        *,
+        shared: bool = False,
     ):
         self.config = experiment
         device = select_device(experiment.simulation.gpus_per_client)
@@ -52,7 +55,7 @@ class NodeLearner(MaskedLearner):
             return model.to(device)
 
         shape = (experiment, partition % len(experiment.encoder_names), data.num_features)
-        bench = shared_bench(shape, build, self.new_optimizer)
+        bench = workbench(shape if shared else None, build, self.new_optimizer)
         super().__init__(bench, bench.model.head, data, device, lambda: build().state_dict())
         self.x: Tensor = data.x.to(device)
         self.operator = self.model.encoder.operator(data.edge_index.to(device), self.x.size(0))
