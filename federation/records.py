@@ -31,8 +31,8 @@ class _PackedArray(Array):
         return packed
 
     def numpy(self) -> np.ndarray:
-        """Return the array, which cannot be written to."""
-        return _numbers(self)
+        """Return the array, the caller's own."""
+        return _numbers(self).copy()
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
