@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from federation.client_app import app as client_app
 from federation.client_app import forget_learners
 from federation.experiment import Experiment
-from federation.records import from_bytes, to_bytes
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
     client_context,
     partition_of,
-    same_records,
 )
+from simulations.carriers.contexts import Contexts
 
 
 class LocalGrid(SimulatedGrid):
@@ -22,27 +21,21 @@ class LocalGrid(SimulatedGrid):
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment)
-        self.contexts = {
-            partition: client_context(partition, self.run_config, self.num_clients)
-            for partition in range(self.num_clients)
-        }
-        self._saved: dict[int, dict[str, object]] = {p: {} for p in self.contexts}
+        self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
         return [client_app(message, self.contexts[partition_of(message)]) for message in messages]
 
     def take_client_states(self) -> dict[int, bytes]:
-        changed = {}
-        for partition, context in self.contexts.items():
-            if not same_records(context.state, self._saved[partition]):
-                self._saved[partition] = dict(context.state)
-                changed[partition] = to_bytes(context.state)
-        return changed
+        return self.contexts.take_changed()
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
-        for partition, context in self.contexts.items():
-            context.state = from_bytes(states[partition]) if partition in states else RecordDict()
-            self._saved[partition] = dict(context.state)
+        self.contexts = Contexts(
+            lambda partition: client_context(partition, self.run_config, self.num_clients), states
+        )
+
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        self.contexts.stored = states
 
 
 class LocalCarrier(Carrier):

@@ -1,9 +1,11 @@
 """The Ray carrier: actors keep their clients' contexts, data and models from round to round.
 
-Partition p always goes to actor ``p mod actors``, all messages of a round in one call. Arrays that
-several messages share go to the object store once. An actor that dies is replaced, its clients'
-states are restored from the driver's copy and its batch is sent again, first as a whole, then
-message by message, so that a client which kills its process costs its own reply alone.
+A client goes to the actor that had it last, unless others would then be done earlier, all messages
+of a round to an actor in one call. Arrays that several messages share go to the object store once.
+The driver has of every client what it keeps, in memory until it is stored and on disk from then on,
+and sends it along where the actor does not have it. An actor that dies is replaced and its batch is
+sent again, first as a whole, then message by message, so that a client which kills its process
+costs its own reply alone.
 """
 
 import copy
@@ -12,13 +14,12 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from federation.experiment import Experiment, Scalar
-from federation.records import from_bytes, to_bytes
 from graphcl.errors import FederationError
 from simulations.carriers.base import (
     Carrier,
@@ -26,18 +27,25 @@ from simulations.carriers.base import (
     client_context,
     error_reply,
     partition_of,
-    same_records,
 )
-
-State = bytes | None  # None: as it was
+from simulations.carriers.contexts import Contexts
+from simulations.carriers.sharing import share_out
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+class Answer(NamedTuple):
+    """A reply, and what else an actor says of a client."""
+
+    reply: Message
+    state: bytes | None  # what the client keeps, where that changed
+    seconds: float
+
+
 class ClientActor:
-    """Holds the clients of some partitions in a process of its own."""
+    """Serves clients in a process of its own."""
 
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -45,48 +53,55 @@ class ClientActor:
         from federation.client_app import app, forget_learners
 
         self._app, self._forget = app, forget_learners
-        self._contexts: dict[int, Context] = {}
 
     def ready(self) -> None:
         """Answer once the process is up."""
 
-    def begin(
-        self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]
-    ) -> None:
-        """Forget the clients of any earlier run and take over these states."""
+    def begin(self, run_config: dict[str, Scalar], num_clients: int) -> None:
+        """Forget the clients of any earlier run."""
         self._forget()
-        self._run_config, self._num_clients = run_config, num_clients
-        self._contexts = {
-            partition: self._context(partition, state) for partition, state in states.items()
-        }
+        self._dropped: list[int] = []
+        self._contexts = Contexts(
+            lambda partition: client_context(partition, run_config, num_clients),
+            stored={},
+            dropped=self._dropped.append,
+        )
 
     def handle(
-        self, messages: list[Message], stored: dict[str, Any]
-    ) -> list[tuple[Message, State]]:
-        """Answer messages in order; with each reply comes the client's state if it changed.
+        self, messages: list[Message], states: dict[int, bytes | None], stored: dict[str, Any]
+    ) -> tuple[list[Answer], list[int]]:
+        """Answer messages in order.
 
         Args:
-            messages: To clients of this actor.
+            messages: To any clients.
+            states: What clients keep, if anything, whose states this actor does not have.
             stored: References to the array records that all messages share, by name.
+
+        Returns:
+            The answers, and whose states this actor has let go.
         """
         shared = dict(zip(stored, ray.get(list(stored.values())), strict=True))
-        return [self._answer(message, shared) for message in messages]
+        own = {partition: state for partition, state in states.items() if state is not None}
+        self._contexts.stored = own
+        for partition in states:
+            self._contexts.forget(partition)  # of an earlier visit
+        answers = []
+        for message in messages:
+            answer = self._answer(message, shared)
+            if answer.state is not None:
+                own[partition_of(message)] = answer.state
+            answers.append(answer)
+        self._contexts.stored = {}
+        dropped = self._dropped.copy()
+        self._dropped.clear()
+        return answers, dropped
 
-    def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> tuple[Message, State]:
-        partition = partition_of(message)
-        if partition not in self._contexts:
-            self._contexts[partition] = self._context(partition, None)
-        context = self._contexts[partition]
-        before = dict(context.state)
+    def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> Answer:
+        started, partition = time.perf_counter(), partition_of(message)
         message.content = RecordDict({**message.content, **shared})
-        reply = self._app(message, context)
-        return reply, None if same_records(context.state, before) else to_bytes(context.state)
-
-    def _context(self, partition: int, state: State) -> Context:
-        context = client_context(partition, self._run_config, self._num_clients)
-        if state is not None:
-            context.state = from_bytes(state)
-        return context
+        reply = self._app(message, self._contexts[partition])
+        state = self._contexts.take_changed().get(partition)
+        return Answer(reply, state, time.perf_counter() - started)
 
 
 class RayGrid(SimulatedGrid):
@@ -95,18 +110,14 @@ class RayGrid(SimulatedGrid):
     def __init__(self, experiment: Experiment, pool: "ActorPool"):
         super().__init__(experiment)
         self._pool = pool
-        self._states: dict[int, bytes] = {}
-        self._changed: set[int] = set()
-        for index in range(len(pool.actors)):
-            self._begin(index)
+        self._seconds: dict[str, dict[int, float]] = {}  # by kind of message and client
+        self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
         shared = _shared_arrays(messages)
         stored = {name: ray.put(record) for name, record in shared.items()}
-        batches: dict[int, list[int]] = {}
-        for position, message in enumerate(messages):
-            batches.setdefault(partition_of(message) % len(self._pool.actors), []).append(position)
+        batches = self._batches(messages)
         sent = [_without(message, shared) for message in messages]
         calls = {
             actor: self._call(actor, [sent[p] for p in positions], stored)
@@ -120,8 +131,25 @@ class RayGrid(SimulatedGrid):
                 replies[position] = answer
         return [replies[position] for position in range(len(messages))]
 
+    def _batches(self, messages: list[Message]) -> dict[int, list[int]]:
+        """Return the positions of the messages that go to each actor."""
+        count = len(self._pool.actors)
+        seconds = self._seconds.get(messages[0].metadata.message_type, {}) if messages else {}
+        served_by = share_out(
+            map(partition_of, messages), seconds, lambda p: self._holder.get(p, p % count), count
+        )
+        batches: dict[int, list[int]] = {}
+        for position, message in enumerate(messages):
+            batches.setdefault(served_by[partition_of(message)], []).append(position)
+        return batches
+
     def _call(self, actor: int, batch: list[Message], stored: Mapping[str, Any]) -> Any:
-        return self._pool.actors[actor].handle.remote(batch, dict(stored))
+        clients = map(partition_of, batch)
+        states = {p: self._state(p) for p in clients if self._holder.get(p) != actor}
+        return self._pool.actors[actor].handle.remote(batch, states, dict(stored))
+
+    def _state(self, partition: int) -> bytes | None:
+        return self._states.get(partition) or self._stored.get(partition)
 
     def _collect(
         self,
@@ -136,7 +164,7 @@ class RayGrid(SimulatedGrid):
         """Return the replies of one actor's batch, in its order."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            answers = ray.get(call, timeout=left)
+            answers, dropped = ray.get(call, timeout=left)
         except ray.exceptions.GetTimeoutError:
             self._replace(actor)
             return [error_reply(message, "no reply before run.timeout") for message in batch]
@@ -152,21 +180,27 @@ class RayGrid(SimulatedGrid):
                     actor, self._call(actor, piece, stored), piece, stored, deadline, retried=True
                 )
             ]
-        for message, (_, state) in zip(batch, answers, strict=True):
-            if state is not None:
-                self._states[partition_of(message)] = state
-                self._changed.add(partition_of(message))
-        return [reply for reply, _ in answers]
+        for message, answer in zip(batch, answers, strict=True):
+            partition = partition_of(message)
+            self._holder[partition] = actor
+            self._seconds.setdefault(message.metadata.message_type, {})[partition] = answer.seconds
+            if answer.state is not None:
+                self._states[partition] = answer.state
+                self._changed.add(partition)
+        for partition in dropped:
+            if self._holder.get(partition) == actor:
+                del self._holder[partition]
+        return [answer.reply for answer in answers]
 
     def _replace(self, actor: int) -> None:
         """Start a new actor in place of one that died or hangs."""
         self._pool.replace(actor)
+        for partition in [p for p, holder in self._holder.items() if holder == actor]:
+            del self._holder[partition]
         self._begin(actor)
 
     def _begin(self, actor: int) -> None:
-        count = len(self._pool.actors)
-        states = {p: state for p, state in self._states.items() if p % count == actor}
-        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients, states)
+        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients)
 
     def take_client_states(self) -> dict[int, bytes]:
         changed = {partition: self._states[partition] for partition in sorted(self._changed)}
@@ -174,10 +208,16 @@ class RayGrid(SimulatedGrid):
         return changed
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
-        self._states = dict(states)
-        self._changed.clear()
+        self._stored = states
+        self._states: dict[int, bytes] = {}  # those that are not stored yet
+        self._changed: set[int] = set()
+        self._holder: dict[int, int] = {}  # the actor that has a client's state
         for actor in range(len(self._pool.actors)):
             self._begin(actor)
+
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        self._stored = states
+        self._states = {partition: self._states[partition] for partition in self._changed}
 
 
 class ActorPool:

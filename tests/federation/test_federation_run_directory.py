@@ -65,7 +65,7 @@ def test_new_run_has_no_checkpoint(run):
 def test_checkpoint_returns_all_it_was_given(stored):
     checkpoint = again(stored).resume()
     assert checkpoint.server_round == 2
-    assert checkpoint.clients == {0: b"zero again", 1: b"one", 2: b"two"}
+    assert dict(checkpoint.clients) == {0: b"zero again", 1: b"one", 2: b"two"}
     tensors = to_tensors(checkpoint.arrays)
     assert torch.equal(tensors["w"], torch.full((2, 3), 2.0))
     assert torch.equal(tensors["n"], torch.tensor([7]))
