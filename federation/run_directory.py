@@ -4,7 +4,7 @@
 ``config.toml``           every key of the experiment
 ``environment.json``      versions and platform
 ``metrics.jsonl``         a line per client and round, then a line for the round
-``checkpoint/``           manifest, server state, state of every client; no pickle
+``checkpoint/``           manifest, server state, client states by round; no pickle
 ``summary.json``          written at the end: figures, bytes, digest
 ``releases``              rounds whose messages went out, a line each, also if repeated
 ========================  ===========================================================
