@@ -201,6 +201,22 @@ def _possible_faults(experiment: "Experiment") -> None:
             "faults: 'pooled' has the data in one place and no clients that could fail; leave "
             "it out, or the faults"
         )
+    if faults.of_processes and experiment.simulation.engine == "flower":
+        raise ValueError(
+            "faults.crash, hang, memory and slow are of processes, and Flower's own engine goes on "
+            "with those that died; take simulation.engine = 'ray' or 'local'"
+        )
+    if faults.of_processes and experiment.asynchrony.buffer:
+        raise ValueError(
+            "faults.crash, hang, memory and slow are drawn for rounds, and asynchrony.buffer has "
+            "none; leave one of them out"
+        )
+    waits = experiment.simulation.engine == "ray" and not experiment.simulation.client_timeout
+    if faults.hang and waits:
+        raise ValueError(
+            "faults.hang: nothing would end it before run.timeout; set simulation.client_timeout, "
+            "to 20 seconds for instance"
+        )
     if faults.hostile and "scfsgl" in planned:
         raise ValueError(
             "faults.hostile: attacks are on prototypes and on weights, and 'scfsgl' sends "

@@ -21,6 +21,7 @@ class Contexts:
 
     Attributes:
         stored: See above; may be put in place of another.
+        pinned: Clients whose states are not dropped.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Contexts:
         room: int = ROOM,
     ):
         self.stored = stored
+        self.pinned: set[int] = set()
         self._dropped = dropped
         self._make, self._room, self._held = make, room, 0
         self._contexts: dict[int, Context] = {}  # the least recently used first
@@ -85,6 +87,6 @@ class Contexts:
         for partition in list(self._contexts)[:-1]:  # the last has just been put
             if self._held <= self._room // 2:
                 break
-            if not self._changed(partition):
+            if partition not in self.pinned and not self._changed(partition):
                 self.forget(partition)
                 self._dropped(partition)

@@ -1,5 +1,6 @@
 """The in-process carrier: one client after the other, for debugging and unit tests."""
 
+import time
 from collections.abc import Mapping
 
 from flwr.app import Message
@@ -10,7 +11,9 @@ from federation.experiment import Experiment
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
+    ailment_of,
     client_context,
+    error_reply,
     partition_of,
 )
 from simulations.carriers.contexts import Contexts
@@ -21,10 +24,19 @@ class LocalGrid(SimulatedGrid):
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment)
+        self._experiment = experiment
         self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        return [client_app(message, self.contexts[partition_of(message)]) for message in messages]
+        return [self._answer(message) for message in messages]
+
+    def _answer(self, message: Message) -> Message:
+        ailment = ailment_of(message, self._experiment)
+        if ailment == "slow":
+            time.sleep(self._experiment.faults.slow_seconds)
+        elif ailment:  # it must not take the only process there is with it
+            return error_reply(message, f"fault plan: {ailment}")
+        return client_app(message, self.contexts[partition_of(message)])
 
     def take_client_states(self) -> dict[int, bytes]:
         return self.contexts.take_changed()

@@ -5,7 +5,9 @@ of a round to an actor in one call. Arrays that several messages share go to the
 The driver has of every client what it keeps, in memory until it is stored and on disk from then on,
 and sends it along where the actor does not have it. An actor that dies is replaced and its batch is
 sent again, first as a whole, then message by message, so that a client which kills its process
-costs its own reply alone.
+costs its own reply alone. Under ``simulation.client_timeout`` every message is a call of its own,
+and one that takes longer ends with its actor, while the messages behind it are sent to the actor's
+successor.
 """
 
 import copy
@@ -14,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
@@ -24,6 +27,7 @@ from graphcl.errors import FederationError
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
+    ailment_of,
     client_context,
     error_reply,
     partition_of,
@@ -50,9 +54,9 @@ class ClientActor:
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         # Imported here, so that the driver need not ship the application.
-        from federation.client_app import app, forget_learners
+        from federation.client_app import app, experiment_of, forget_learners
 
-        self._app, self._forget = app, forget_learners
+        self._app, self._forget, self._experiment_of = app, forget_learners, experiment_of
 
     def ready(self) -> None:
         """Answer once the process is up."""
@@ -60,6 +64,7 @@ class ClientActor:
     def begin(self, run_config: dict[str, Scalar], num_clients: int) -> None:
         """Forget the clients of any earlier run."""
         self._forget()
+        self._experiment = self._experiment_of(run_config)
         self._dropped: list[int] = []
         self._contexts = Contexts(
             lambda partition: client_context(partition, run_config, num_clients),
@@ -85,12 +90,14 @@ class ClientActor:
         self._contexts.stored = own
         for partition in states:
             self._contexts.forget(partition)  # of an earlier visit
+        self._contexts.pinned = {partition_of(message) for message in messages} - set(states)
         answers = []
         for message in messages:
             answer = self._answer(message, shared)
             if answer.state is not None:
                 own[partition_of(message)] = answer.state
             answers.append(answer)
+        self._contexts.pinned = set()
         self._contexts.stored = {}
         dropped = self._dropped.copy()
         self._dropped.clear()
@@ -98,10 +105,21 @@ class ClientActor:
 
     def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> Answer:
         started, partition = time.perf_counter(), partition_of(message)
+        context = self._contexts[partition]
+        if (ailment := ailment_of(message, self._experiment)) and not self._outlives(ailment):
+            return Answer(error_reply(message, f"fault plan: {ailment}"), None, 0.0)
         message.content = RecordDict({**message.content, **shared})
-        reply = self._app(message, self._contexts[partition])
+        reply = self._app(message, context)
         state = self._contexts.take_changed().get(partition)
         return Answer(reply, state, time.perf_counter() - started)
+
+    def _outlives(self, ailment: str) -> bool:
+        """Suffer a fault of the plan; return whether there is anything left to do."""
+        if ailment == "crash":
+            os._exit(1)
+        if ailment in ("hang", "slow"):
+            time.sleep(1e9 if ailment == "hang" else self._experiment.faults.slow_seconds)
+        return ailment == "slow"
 
 
 class RayGrid(SimulatedGrid):
@@ -110,6 +128,7 @@ class RayGrid(SimulatedGrid):
     def __init__(self, experiment: Experiment, pool: "ActorPool"):
         super().__init__(experiment)
         self._pool = pool
+        self._client_timeout = experiment.simulation.client_timeout or None
         self._seconds: dict[str, dict[int, float]] = {}  # by kind of message and client
         self.put_client_states({})
 
@@ -120,15 +139,13 @@ class RayGrid(SimulatedGrid):
         batches = self._batches(messages)
         sent = [_without(message, shared) for message in messages]
         calls = {
-            actor: self._call(actor, [sent[p] for p in positions], stored)
+            actor: self._call(actor, self._pieces([sent[p] for p in positions]), stored)
             for actor, positions in batches.items()
         }
         replies: dict[int, Message] = {}
         for actor, positions in batches.items():
-            batch = [sent[position] for position in positions]
-            answers = self._collect(actor, calls[actor], batch, stored, deadline)
-            for position, answer in zip(positions, answers, strict=True):
-                replies[position] = answer
+            answers = self._collect(actor, calls[actor], stored, deadline)
+            replies |= dict(zip(positions, answers, strict=True))
         return [replies[position] for position in range(len(messages))]
 
     def _batches(self, messages: list[Message]) -> dict[int, list[int]]:
@@ -143,10 +160,26 @@ class RayGrid(SimulatedGrid):
             batches.setdefault(served_by[partition_of(message)], []).append(position)
         return batches
 
-    def _call(self, actor: int, batch: list[Message], stored: Mapping[str, Any]) -> Any:
-        clients = map(partition_of, batch)
-        states = {p: self._state(p) for p in clients if self._holder.get(p) != actor}
-        return self._pool.actors[actor].handle.remote(batch, states, dict(stored))
+    def _pieces(self, batch: list[Message]) -> list["_Piece"]:
+        """Return what of a batch is one call: all of it, unless every client is watched."""
+        if self._client_timeout is None:
+            return [_Piece(batch)]
+        return [_Piece([message]) for message in batch]
+
+    def _call(
+        self, actor: int, pieces: list["_Piece"], stored: Mapping[str, Any]
+    ) -> list["_Piece"]:
+        handle = self._pool.actors[actor].handle
+        called = []
+        for piece in pieces:
+            clients = map(partition_of, piece.batch)
+            # What an actor has now, a call before this one may make it drop.
+            alone = len(pieces) == 1
+            states = {
+                p: self._state(p) for p in clients if not (alone and self._holder.get(p) == actor)
+            }
+            called.append(replace(piece, call=handle.remote(piece.batch, states, dict(stored))))
+        return called
 
     def _state(self, partition: int) -> bytes | None:
         return self._states.get(partition) or self._stored.get(partition)
@@ -154,32 +187,42 @@ class RayGrid(SimulatedGrid):
     def _collect(
         self,
         actor: int,
-        call: Any,
-        batch: list[Message],
+        pieces: list["_Piece"],
         stored: Mapping[str, Any],
         deadline: float | None,
-        *,
-        retried: bool = False,
     ) -> list[Message]:
-        """Return the replies of one actor's batch, in its order."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            answers, dropped = ray.get(call, timeout=left)
-        except ray.exceptions.GetTimeoutError:
-            self._replace(actor)
-            return [error_reply(message, "no reply before run.timeout") for message in batch]
-        except ray.exceptions.RayActorError:
-            self._replace(actor)
-            if retried and len(batch) == 1:
-                return [error_reply(batch[0], "the client's process died, again on a new actor")]
-            pieces = [[message] for message in batch] if retried else [batch]
-            return [
-                reply
-                for piece in pieces
-                for reply in self._collect(
-                    actor, self._call(actor, piece, stored), piece, stored, deadline, retried=True
-                )
-            ]
+        """Return the replies to the messages of one actor, in their order."""
+        replies: list[Message] = []
+        while pieces:
+            piece, *rest = pieces
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            limits = [limit for limit in (left, self._client_timeout) if limit is not None]
+            try:
+                answers, dropped = ray.get(piece.call, timeout=min(limits, default=None))
+            except ray.exceptions.GetTimeoutError:
+                self._replace(actor)
+                over = deadline is not None and time.monotonic() >= deadline
+                lost = [m for one in pieces for m in one.batch] if over else piece.batch
+                limit = "run.timeout" if over else "simulation.client_timeout"
+                replies += [error_reply(message, f"no reply before {limit}") for message in lost]
+                pieces = [] if over else self._call(actor, rest, stored)
+            except ray.exceptions.RayActorError:
+                self._replace(actor)
+                again = piece.smaller()
+                if not again:
+                    why = "the client's process died, again on a new actor"
+                    replies += [error_reply(message, why) for message in piece.batch]
+                pieces = self._call(actor, again + rest, stored)
+            else:
+                pieces = rest
+                replies += [answer.reply for answer in answers]
+                self._note(actor, piece.batch, answers, dropped)
+        return replies
+
+    def _note(
+        self, actor: int, batch: list[Message], answers: list[Answer], dropped: list[int]
+    ) -> None:
+        """Keep what an actor says of clients beside their replies."""
         for message, answer in zip(batch, answers, strict=True):
             partition = partition_of(message)
             self._holder[partition] = actor
@@ -190,7 +233,6 @@ class RayGrid(SimulatedGrid):
         for partition in dropped:
             if self._holder.get(partition) == actor:
                 del self._holder[partition]
-        return [answer.reply for answer in answers]
 
     def _replace(self, actor: int) -> None:
         """Start a new actor in place of one that died or hangs."""
@@ -198,6 +240,8 @@ class RayGrid(SimulatedGrid):
         for partition in [p for p, holder in self._holder.items() if holder == actor]:
             del self._holder[partition]
         self._begin(actor)
+        if self._client_timeout is not None:  # its start is nobody's work
+            ray.get(self._pool.actors[actor].ready.remote())
 
     def _begin(self, actor: int) -> None:
         self._pool.actors[actor].begin.remote(self.run_config, self.num_clients)
@@ -218,6 +262,28 @@ class RayGrid(SimulatedGrid):
     def rest_client_states(self, states: Mapping[int, bytes]) -> None:
         self._stored = states
         self._states = {partition: self._states[partition] for partition in self._changed}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Messages to one actor that are one call of it.
+
+    Attributes:
+        batch: The messages.
+        tried: Whether an actor died under them.
+        call: The answers to come.
+    """
+
+    batch: list[Message]
+    tried: bool = False
+    call: Any = None
+
+    def smaller(self) -> list["_Piece"]:
+        """Return what to try where an actor died: all again, then one by one, then nothing."""
+        if not self.tried:
+            return [_Piece(self.batch, tried=True)]
+        singles = [_Piece([message], tried=True) for message in self.batch]
+        return singles if len(singles) > 1 else []
 
 
 class ActorPool:

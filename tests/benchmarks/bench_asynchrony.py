@@ -73,7 +73,9 @@ def main() -> None:
             summary, rounds = rounds_of(load_experiment(asked.config, keys))
             target, _ = targets.get(seed, (summary["val_accuracy"] - 0.01, 0.0))
             reached = [r["virtual_seconds"] for r in rounds if r["val_accuracy"] >= target]
-            _, first = targets.setdefault(seed, (target, reached[0]))
+            if not buffer:
+                targets[seed] = target, reached[0]
+            _, first = targets[seed]
             rows.append(
                 (
                     summary.get("mean_staleness", 0.0),
