@@ -133,13 +133,14 @@ def measure(run: Experiment, engine: str, actors: int, folder: Path) -> Figures:
     command += ["--engine", engine, "--set", f"simulation.actors={actors}"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    family, marks = Family(process.pid), dict[int, tuple[float, float]]()
+    family, marks, written = Family(process.pid), dict[int, tuple[float, float]](), 0
     try:
         while process.poll() is None:
-            done = len(_rounds(out))
-            if done and done not in marks:
-                marks[done] = time.perf_counter(), family.processor_seconds()
-            time.sleep(0.02)
+            time.sleep(0.05)
+            size = sum(path.stat().st_size for path in out.glob("*/metrics.jsonl"))
+            if size > written:  # reading it costs what is to be measured
+                written, done = size, len(_rounds(out))
+                marks.setdefault(done, (time.perf_counter(), family.processor_seconds()))
     finally:
         family.stop()
     wall = time.perf_counter() - started
@@ -147,7 +148,7 @@ def measure(run: Experiment, engine: str, actors: int, folder: Path) -> Figures:
         raise SystemExit(f"{run.run.name} on {engine} failed:\n{process.stderr.read().decode()}")
     rounds = _rounds(out)
     seconds = [line["seconds"] for line in rounds]
-    first, last = min(marks), max(n for n in marks if n < len(rounds))
+    first, last = min(n for n in marks if n), max(n for n in marks if n < len(rounds))
     summary = json.loads((next(out.iterdir()) / "summary.json").read_text())
     updates = sum(line["ok"] for line in rounds)
     return Figures(

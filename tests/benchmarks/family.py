@@ -10,7 +10,7 @@ import time
 
 import psutil
 
-_PAUSE = 0.2  # seconds between two samples
+_PAUSE = 1.0  # seconds between two samples
 
 
 class Family:
