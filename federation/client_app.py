@@ -6,7 +6,7 @@ written only after a message was answered, so that a failed round leaves no trac
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from logging import ERROR
@@ -16,14 +16,16 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
+from torch import Tensor
 
 from federation.experiment import Experiment, Scalar
 from federation.learners import LEARNERS, ImageLearner, NodeLearner
-from federation.learners.base import clear_benches
+from federation.learners.base import clear_benches, copied
 from federation.privacy.masking import hide, new_key
 from federation.records import check_finite, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
-from graphcl.errors import FederationError
+from federation.together import fit_together
+from graphcl.errors import FederationError, GraphCLError
 from graphcl.training import seed_everything
 
 app = ClientApp()
@@ -89,17 +91,53 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, answer)
 
 
+def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Answer training messages of several clients at once, see :mod:`federation.together`."""
+    started = time.perf_counter()
+    replies: dict[int, Message] = {}
+    ready: list[tuple[int, Exchange, NodeLearner, dict[str, Tensor]]] = []
+    for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        try:
+            exchange = _exchange(context)
+            learner = exchange.learner
+            assert isinstance(learner, NodeLearner)  # noqa: S101 - a combination of keys says so
+            exchange.receive(message.content)
+            ready.append((position, exchange, learner, copied(learner.bench.weights)))
+        except Exception as error:
+            replies[position] = _failed(message, context, error)
+    trained = fit_together([entry[2] for entry in ready], [entry[3] for entry in ready])
+    for (position, exchange, learner, _), result in zip(ready, trained, strict=True):
+        message, context = messages[position], contexts[position]
+        if isinstance(result, GraphCLError):
+            replies[position] = _failed(message, context, result)
+            continue
+        weights, loss = result
+        learner.load_weights(weights)
+        content = exchange.reply()
+        metrics = {
+            "partition-id": int(context.node_config["partition-id"]),
+            "num-examples": learner.facts()["num-examples"],
+            "loss": loss,
+            "seconds": (time.perf_counter() - started) / len(messages),
+        }
+        content["metrics"] = MetricRecord(dict(metrics))
+        replies[position] = Message(content, reply_to=message)
+    return [replies[position] for position in range(len(messages))]
+
+
 def _answer(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
     """Answer a message, or say in an error reply what went wrong."""
     try:
         return Message(answer(), reply_to=message)
     except Exception as error:
-        # A node must not take the federation down; the server records the reason.
-        reason = f"{type(error).__name__}: {error}"
-        log(ERROR, "client %s failed: %s", context.node_config.get("partition-id"), reason)
-        return Message(
-            Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
-        )
+        return _failed(message, context, error)
+
+
+def _failed(message: Message, context: Context, error: Exception) -> Message:
+    """Return the reply of a node that met an error, which must not take the federation down."""
+    reason = f"{type(error).__name__}: {error}"  # the server records it
+    log(ERROR, "client %s failed: %s", context.node_config.get("partition-id"), reason)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
 
 
 def _partition(context: Context, experiment: Experiment) -> int:
@@ -122,13 +160,8 @@ def _partition(context: Context, experiment: Experiment) -> int:
 @contextmanager
 def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
-    experiment = experiment_of(context.run_config)
-    threads = experiment.simulation.cpus_per_client
-    if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
-        torch.set_num_threads(threads)
-    exchange = _build(experiment, _partition(context, experiment))
-    learner = exchange.learner
-    learner.take_bench()
+    exchange = _exchange(context)
+    experiment, learner = exchange.experiment, exchange.learner
     stored = context.state.array_records.get(_STATE)
     # The learner still holds this very state where the last message came to the same process.
     keeps = exchange.keeps(experiment)
@@ -145,6 +178,17 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
         learner.holds = stored if keep or not exchange.mixes else None
     else:
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
+
+
+def _exchange(context: Context) -> Exchange:
+    """Return the node's exchange, its learner at the workbench in whatever state that is."""
+    experiment = experiment_of(context.run_config)
+    threads = experiment.simulation.cpus_per_client
+    if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
+        torch.set_num_threads(threads)
+    exchange = _build(experiment, _partition(context, experiment))
+    exchange.learner.take_bench()
+    return exchange
 
 
 _known: list[tuple[dict[str, Scalar], Experiment]] = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from flwr.app import Message
 
 from federation.client_app import app as client_app
-from federation.client_app import forget_learners
+from federation.client_app import forget_learners, train_together
 from federation.experiment import Experiment
 from simulations.carriers.base import (
     Carrier,
@@ -28,7 +28,14 @@ class LocalGrid(SimulatedGrid):
         self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        return [self._answer(message) for message in messages]
+        if not self.batched(messages):
+            return [self._answer(message) for message in messages]
+        replies: dict[int, Message] = {}
+        for block in self.blocks(messages):
+            contexts = [self.contexts[partition_of(messages[position])] for position in block]
+            answers = train_together([messages[position] for position in block], contexts)
+            replies |= dict(zip(block, answers, strict=True))
+        return [replies[position] for position in range(len(messages))]
 
     def _answer(self, message: Message) -> Message:
         ailment = ailment_of(message, self._experiment)

@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ray
@@ -54,9 +54,10 @@ class ClientActor:
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         # Imported here, so that the driver need not ship the application.
-        from federation.client_app import app, experiment_of, forget_learners
+        from federation.client_app import app, experiment_of, forget_learners, train_together
 
-        self._app, self._forget, self._experiment_of = app, forget_learners, experiment_of
+        self._app, self._train_together = app, train_together
+        self._forget, self._experiment_of = forget_learners, experiment_of
 
     def ready(self) -> None:
         """Answer once the process is up."""
@@ -73,12 +74,17 @@ class ClientActor:
         )
 
     def handle(
-        self, messages: list[Message], states: dict[int, bytes | None], stored: dict[str, Any]
+        self,
+        messages: list[Message],
+        sizes: list[int],
+        states: dict[int, bytes | None],
+        stored: dict[str, Any],
     ) -> tuple[list[Answer], list[int]]:
         """Answer messages in order.
 
         Args:
             messages: To any clients.
+            sizes: How many of them, one after the other, are answered as one batch; empty for none.
             states: What clients keep, if anything, whose states this actor does not have.
             stored: References to the array records that all messages share, by name.
 
@@ -91,6 +97,8 @@ class ClientActor:
         for partition in states:
             self._contexts.forget(partition)  # of an earlier visit
         self._contexts.pinned = {partition_of(message) for message in messages} - set(states)
+        if sizes:
+            return self._answer_together(messages, sizes, shared), []
         answers = []
         for message in messages:
             answer = self._answer(message, shared)
@@ -102,6 +110,22 @@ class ClientActor:
         dropped = self._dropped.copy()
         self._dropped.clear()
         return answers, dropped
+
+    def _answer_together(
+        self, messages: list[Message], sizes: list[int], shared: dict[str, ArrayRecord]
+    ) -> list[Answer]:
+        """Answer messages of clients that keep nothing, in batches."""
+        answers: list[Answer] = []
+        for size in sizes:
+            started = time.perf_counter()
+            block = messages[len(answers) : len(answers) + size]
+            for message in block:
+                message.content = RecordDict({**message.content, **shared})
+            contexts = [self._contexts[partition_of(message)] for message in block]
+            replies = self._train_together(block, contexts)
+            seconds = (time.perf_counter() - started) / size
+            answers += [Answer(reply, None, seconds) for reply in replies]
+        return answers
 
     def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> Answer:
         started, partition = time.perf_counter(), partition_of(message)
@@ -136,34 +160,50 @@ class RayGrid(SimulatedGrid):
         deadline = None if timeout is None else time.monotonic() + timeout
         shared = _shared_arrays(messages)
         stored = {name: ray.put(record) for name, record in shared.items()}
-        batches = self._batches(messages)
+        together, batches = self.batched(messages), self._batches(messages)
         sent = [_without(message, shared) for message in messages]
         calls = {
-            actor: self._call(actor, self._pieces([sent[p] for p in positions]), stored)
-            for actor, positions in batches.items()
+            actor: self._call(
+                actor,
+                self._pieces(
+                    [sent[position] for block in blocks for position in block],
+                    [len(block) for block in blocks] if together else [],
+                ),
+                stored,
+            )
+            for actor, blocks in batches.items()
         }
         replies: dict[int, Message] = {}
-        for actor, positions in batches.items():
+        for actor, blocks in batches.items():
             answers = self._collect(actor, calls[actor], stored, deadline)
+            positions = [position for block in blocks for position in block]
             replies |= dict(zip(positions, answers, strict=True))
         return [replies[position] for position in range(len(messages))]
 
-    def _batches(self, messages: list[Message]) -> dict[int, list[int]]:
-        """Return the positions of the messages that go to each actor."""
-        count = len(self._pool.actors)
+    def _batches(self, messages: list[Message]) -> dict[int, list[list[int]]]:
+        """Return the positions of the messages that go to each actor, in blocks."""
+        count, blocks = len(self._pool.actors), self.blocks(messages)
         seconds = self._seconds.get(messages[0].metadata.message_type, {}) if messages else {}
-        served_by = share_out(
-            map(partition_of, messages), seconds, lambda p: self._holder.get(p, p % count), count
-        )
-        batches: dict[int, list[int]] = {}
-        for position, message in enumerate(messages):
-            batches.setdefault(served_by[partition_of(message)], []).append(position)
+        clients = [[partition_of(messages[position]) for position in block] for block in blocks]
+        known = {
+            index: sum(seconds[p] for p in members)
+            for index, members in enumerate(clients)
+            if all(p in seconds for p in members)
+        }
+
+        def home(index: int) -> int:
+            first = clients[index][0]
+            return self._holder.get(first, (index if self.batched(messages) else first) % count)
+
+        batches: dict[int, list[list[int]]] = {}
+        for index, actor in share_out(range(len(blocks)), known, home, count).items():
+            batches.setdefault(actor, []).append(blocks[index])
         return batches
 
-    def _pieces(self, batch: list[Message]) -> list["_Piece"]:
+    def _pieces(self, batch: list[Message], sizes: list[int]) -> list["_Piece"]:
         """Return what of a batch is one call: all of it, unless every client is watched."""
         if self._client_timeout is None:
-            return [_Piece(batch)]
+            return [_Piece(batch, sizes)]
         return [_Piece([message]) for message in batch]
 
     def _call(
@@ -178,7 +218,9 @@ class RayGrid(SimulatedGrid):
             states = {
                 p: self._state(p) for p in clients if not (alone and self._holder.get(p) == actor)
             }
-            called.append(replace(piece, call=handle.remote(piece.batch, states, dict(stored))))
+            called.append(
+                replace(piece, call=handle.remote(piece.batch, piece.sizes, states, dict(stored)))
+            )
         return called
 
     def _state(self, partition: int) -> bytes | None:
@@ -270,19 +312,22 @@ class _Piece:
 
     Attributes:
         batch: The messages.
+        sizes: How many of them are answered as one batch each; empty for none.
         tried: Whether an actor died under them.
         call: The answers to come.
     """
 
     batch: list[Message]
+    sizes: list[int] = field(default_factory=list)
     tried: bool = False
     call: Any = None
 
     def smaller(self) -> list["_Piece"]:
         """Return what to try where an actor died: all again, then one by one, then nothing."""
         if not self.tried:
-            return [_Piece(self.batch, tried=True)]
-        singles = [_Piece([message], tried=True) for message in self.batch]
+            return [_Piece(self.batch, self.sizes, tried=True)]
+        alone = [1] if self.sizes else []
+        singles = [_Piece([message], alone, tried=True) for message in self.batch]
         return singles if len(singles) > 1 else []
 
 
