@@ -62,7 +62,9 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         run.record([*client_lines(server_round, train, evaluation, scores), line])
         changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
         state = RecordDict({**_strategy_state(strategy), **faults.state(), **clock.state()})
-        run.checkpoint(server_round, arrays, state, changed)
+        stored = run.checkpoint(server_round, arrays, state, changed)
+        if stored is not None and isinstance(grid, KeepsClientStates):
+            grid.rest_client_states(stored)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
     summary = summarise(experiment, run.lines()) | spent(experiment, run.releases())
     run.finish(summary, server)
