@@ -63,6 +63,7 @@ def _values(reading: RunReading) -> dict[str, Any]:
         "main": reading.runs[0],
         "experiment": reading.experiment,
         "client_rows": _client_rows(reading),
+        "most_rows": plots.MOST_ROWS,
         "score": reading.scores[0],
         "other_scores": reading.scores[1:],
         "best_value": _best_value(reading),

@@ -60,13 +60,17 @@ class DyingGrid(RayGrid):
         answers = rng.randrange(1, 8)
 
         def arm(holder) -> None:  # a local function travels to the actor by value
-            left, original = [answers], holder._answer
+            left = [answers]
 
-            def deadly(*arguments):
-                left[0] -= 1
-                return os._exit(1) if left[0] < 0 else original(*arguments)
+            def dying(original):
+                def deadly(*arguments):
+                    left[0] -= 1
+                    return os._exit(1) if left[0] < 0 else original(*arguments)
 
-            holder._answer = deadly
+                return deadly
+
+            holder._answer = dying(holder._answer)
+            holder._train_together = dying(holder._train_together)
 
         victim = rng.randrange(len(pool.actors))
         ray.get(pool.actors[victim].__ray_call__.remote(arm))
