@@ -23,7 +23,7 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python tests/benchmarks/bench_carriers.py
+	$(BIN)/python tests/benchmarks/bench_carriers.py --clients 100
 	$(BIN)/python tests/benchmarks/bench_accuracy.py
 	$(BIN)/python tests/benchmarks/bench_contrast.py
 	$(BIN)/python tests/benchmarks/bench_nodes.py
