@@ -28,7 +28,7 @@ from graphcl.errors import DataError
 from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import SCFSGL, LastValue, Sample, SCFSGLConfig
 from graphcl.spatiotemporal.samples import SampleBatches
-from graphcl.spatiotemporal.sc_fsgl import Represented
+from graphcl.spatiotemporal.sc_fsgl import Forecasts, Represented
 from graphcl.training import clip_gradients, derive_seed, fit
 
 _SPREAD = 64  # windows that stand for all of a part
@@ -39,6 +39,7 @@ _OWN = (
     "network.calendar",
     "network.profile",
     "network.encoder.node",
+    "network.own.encoder.node",
     "network.previous",
 )
 
@@ -48,11 +49,11 @@ class ForecastNetwork(Projected):
 
     network: SCFSGL
 
-    def forward(self, sample: Sample) -> tuple[Represented, Tensor]:
+    def forward(self, sample: Sample) -> tuple[Represented, Forecasts]:
         """Return representations, ``fused`` behind the projector, and forecasts from them."""
         represented = self.network.represent(sample)
         represented = represented._replace(fused=self.projector(represented.fused))
-        return represented, self.network.decode(represented.fused, represented.anchor)
+        return represented, self.network.forecasts(represented, sample)
 
 
 class ForecastLearner(LabelledLearner):
@@ -78,6 +79,10 @@ class ForecastLearner(LabelledLearner):
         "network.hidden",
         "network.usual",
         "network.out",
+        "network.own.gate",
+        "network.own.hidden",
+        "network.own.usual",
+        "network.own.out",
     )
     model: ForecastNetwork
 
@@ -122,8 +127,8 @@ class ForecastLearner(LabelledLearner):
         network = self.model.network
 
         def loss(sample: Sample) -> dict[str, Tensor]:
-            represented, forecast = self.model(sample)
-            terms = network.terms(represented, forecast, sample)
+            represented, forecasts = self.model(sample)
+            terms = network.terms(represented, forecasts, sample)
             return {**terms, **penalty(self._labelled(represented))}
 
         network.begin_round()
@@ -165,7 +170,7 @@ class ForecastLearner(LabelledLearner):
         self.model.eval()
         off = count = 0.0
         for sample in self._spread("val"):
-            off += float(((self.model(sample)[1] - sample.y).abs() * sample.y_mask).sum())
+            off += float(((self.model(sample)[1].whole - sample.y).abs() * sample.y_mask).sum())
             count += float(sample.y_mask.sum())
         return off / max(count, 1.0)
 
@@ -202,7 +207,7 @@ class ForecastLearner(LabelledLearner):
         windows, scaler = self.windows[split], self.model.network.scaler
         parts = torch.arange(len(windows)).split(64)
         samples = (Sample.of(windows.batch(part), scaler) for part in parts)
-        return torch.cat([scaler.inverse(self.model(sample)[1]) for sample in samples])
+        return torch.cat([scaler.inverse(self.model(sample)[1].whole) for sample in samples])
 
     def _reference(self, split: str, forecast: Tensor) -> float:
         """Return the error of the last value, which all others are divided by."""

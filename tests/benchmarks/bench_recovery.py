@@ -97,13 +97,17 @@ def contributions(learner: ForecastLearner) -> Tensor:
 def _contributions(network: SCFSGL, represented: Represented) -> Tensor:
     shared, own = _parts(network, represented)
     none = Parts(*(torch.zeros_like(part) for part in shared))
-    both = Parts(*(c + o for c, o in zip(shared, own, strict=True)))
 
-    def forecast(whole: Parts, shared: Parts) -> Tensor:
-        return network.decode(network.fuse(whole, shared)[0], represented.anchor)[..., 0]
+    def forecast(shared: Parts, own: Parts) -> Tensor:
+        if network.config.separation == "off":
+            shared = Parts(*(c + o for c, o in zip(shared, own, strict=True)))
+        told = network.decode(network.fuse(shared)[0], represented.anchor)
+        if network.config.separation == "conditional":
+            told = told + network.own(own, represented.anchor)
+        return told[..., 0]
 
-    full, nothing = forecast(both, shared), forecast(none, none)
-    of_shared, of_own = forecast(shared, shared), forecast(own, none)
+    full, nothing = forecast(shared, own), forecast(none, none)
+    of_shared, of_own = forecast(shared, none), forecast(none, own)
     first, second = (of_shared - nothing + full - of_own), (of_own - nothing + full - of_shared)
     return torch.stack([first, second]) / 2
 
