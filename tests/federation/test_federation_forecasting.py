@@ -106,7 +106,7 @@ def test_what_belongs_to_the_sensors_stays_on_their_node(forecasts, staged, tmp_
     grid.serve()
     first, other = kept(grid, 0), kept(grid, 1)
     prefix = "" if strategy == "fedper" else "model/"
-    sensors = f"{prefix}network.encoder.node"
+    sensors = f"{prefix}network.own.encoder.node"
     assert {name for name in first if of_sensors(name)} > {sensors}
     assert not torch.equal(first[sensors], other[sensors])
 
@@ -118,7 +118,7 @@ def test_pooled_learns_one_network_of_all_regions(forecasts, staged, stored, tmp
     grid.serve()
     assert {key[2] for key in grid.sent if key[0] == "train"} == {0}
     served = to_tensors(grid.sent["evaluate", 1, 1].content["arrays"])
-    assert served["network.encoder.node"].shape == (12, 1, 8)
+    assert served["network.own.encoder.node"].shape == (12, 1, 8)
     for partition, line in enumerate(lines_of(tmp_path / "run", kind="client", round=1)):
         expected = by_hand(experiment, partition, served)
         assert {n: line[n.replace("-", "_")] for n in expected} == pytest.approx(expected, rel=1e-4)
@@ -156,7 +156,7 @@ def test_clients_start_from_the_servers_weights_and_sensors_of_their_own(forecas
     models = [ForecastLearner.build(experiment, client, {}, 4) for client in ("server", 0, 1)]
     server, *clients = [shared_weights(model, experiment) for model in models]
     assert all(same(server, client) for client in clients)
-    first, other = (model.network.encoder.node for model in models[1:])
+    first, other = (model.network.own.encoder.node for model in models[1:])
     assert not torch.equal(first, other)
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from graphcl.datasets import confounded_series
-from graphcl.datasets.confounded_series import PERSISTENCE, PROPAGATION
+from graphcl.datasets.confounded_series import (
+    DELAY,
+    ECHO,
+    PERSISTENCE,
+    PROPAGATION,
+    RETENTION,
+)
 from graphcl.errors import DataError
 
 
@@ -64,16 +70,23 @@ def test_every_client_obeys_the_same_law_on_its_own_graph(clients):
     assert len(graphs) == len(clients)
 
 
-def test_confounders_oscillate_at_a_frequency_of_their_client_and_not_of_the_day(clients):
-    peaks = []
+def test_what_moves_a_confounder_is_repeated_at_every_other_client_and_undone_at_the_rest(clients):
+    echoes = []
     for client in clients:
-        confounder = client.confounder.double().mean(dim=1).numpy()
-        trend = np.polynomial.Polynomial.fit(np.arange(2016), confounder, 1)(np.arange(2016))
-        power = np.abs(np.fft.rfft(confounder - trend)) ** 2
-        power[: 2 * 7 + 1] = 0  # bursts are slow; the cycles of the shared part end at 2 a day
-        peaks.append(int(power.argmax()))
-        assert 2.5 * 7 - 1 <= peaks[-1] <= 10 * 7 + 1
-    assert len(set(peaks)) == len(peaks)
+        c = client.confounder.double().mean(dim=1).numpy()
+        moves = c[1:] - RETENTION * c[:-1]
+        before = moves[:-DELAY]
+        echoes.append(before @ moves[DELAY:] / (before @ before))
+        for lag in (1, 5):
+            assert np.corrcoef(moves[:-lag], moves[lag:])[0, 1] == pytest.approx(0, abs=0.15)
+    assert echoes == pytest.approx([ECHO, -ECHO, ECHO, -ECHO], abs=0.03)
+
+
+def test_with_steps_of_half_an_hour_neither_part_hides_the_other_or_tells_it():
+    for client in confounded_series(4, interval=1800):
+        parts = [part[DELAY:] - part[:-DELAY] for part in (client.shared, client.confounder)]
+        assert 0.4 < parts[0].std() / parts[1].std() < 2
+        assert abs(np.corrcoef(*(part.flatten().numpy() for part in parts))[0, 1]) < 0.2
 
 
 def test_the_factor_on_the_confounder_leaves_the_rest_alone(clients):
