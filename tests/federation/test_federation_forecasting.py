@@ -131,8 +131,15 @@ def test_pooled_goes_on_after_its_first_round(forecasts, stored, tmp_path, summa
 
 
 def test_every_name_that_stays_is_one_of_the_network(forecasts):
+    """Sensors are told apart by the own part, or by the one encoder where nothing is separated."""
     experiment = forecasts()
-    weights = ForecastLearner(experiment, 0).model.state_dict()
+    weights = {
+        name
+        for separation in ("conditional", "off")
+        for name in ForecastLearner(
+            forecasts(**{"forecast.separation": separation}), 0
+        ).model.state_dict()
+    }
     for name in (*ForecastLearner.own_names(experiment), *ForecastLearner.heads):
         assert any(is_named(weight, [name]) for weight in weights), name
 
@@ -142,7 +149,8 @@ def test_fedper_averages_the_encoder_and_leaves_the_last_layers(forecasts, stage
     grid.serve()
     [up, *_] = [to_tensors(grid.replies["train", 2, p].content["arrays"]) for p in range(3)]
     whole = set(ForecastLearner(grid.experiment, 0).model.state_dict())
-    home = {n for n in whole if n.split(".")[1] in ("gate", "recall", "hidden", "usual", "out")}
+    last = ("gate", "recall", "hidden", "usual", "out")
+    home = {n for n in whole if n.replace("own.", "").split(".")[1] in last}
     assert set(up) == {name for name in whole - home if not of_sensors(name)}
     assert {"network.encoder.spatial.weight", "network.codebook.prototypes"} < set(up)
     for partition in range(3):
@@ -226,7 +234,7 @@ def test_samples_that_describe_are_told_of_under_prototype_algorithms_alone(fore
 
 def test_the_algorithms_terms_stand_beside_the_networks_own(forecasts):
     terms = ForecastLearner(forecasts(), 0).fit(lambda _: {"align": torch.tensor(2.0)})
-    assert set(terms) == {"mae", "codebook", "invariance", "align", "loss"}
+    assert set(terms) == {"mae", "shared", "codebook", "invariance", "align", "loss"}
     parts = sum(value for name, value in terms.items() if name != "loss")
     assert terms["loss"] == pytest.approx(parts)
 
@@ -254,7 +262,7 @@ def by_hand(experiment: Experiment, partition: int, weights) -> dict[str, float]
             splits["test"].seconds(steps)[None],
         )
         with torch.no_grad():
-            forecasts.append(scaler.inverse(model(sample)[1])[0, :, asked])
+            forecasts.append(scaler.inverse(model(sample)[1].whole)[0, :, asked])
         last = overall.expand(past.shape[1:]).clone()
         for step in past:
             last = torch.where(step.isnan(), last, step)
