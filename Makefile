@@ -27,6 +27,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
 	$(BIN)/python tests/benchmarks/bench_recovery.py
+	$(BIN)/python tests/benchmarks/bench_hostile.py
 	$(BIN)/python tests/benchmarks/bench_softmax.py
 	$(BIN)/python tests/benchmarks/bench_recommend.py
 

@@ -12,13 +12,14 @@ from functools import lru_cache
 from logging import ERROR
 
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
 from federation.experiment import Experiment, Scalar
 from federation.learners import LEARNERS
+from federation.privacy.masking import hide, new_key
 from federation.records import check_finite, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
 from graphcl.errors import FederationError
@@ -35,7 +36,10 @@ def hello(message: Message, context: Context) -> Message:
 
     def answer(exchange: Exchange) -> RecordDict:
         facts = exchange.learner.facts() | {"partition-id": _partition(context)}
-        return RecordDict({"facts": MetricRecord(dict(facts))})
+        content = RecordDict({"facts": MetricRecord(dict(facts))})
+        if exchange.experiment.masked:
+            content["masking"] = ConfigRecord({"public": new_key(context.state)})
+        return content
 
     return _answer(message, context, answer, keep=False)
 
@@ -52,6 +56,9 @@ def train(message: Message, context: Context) -> Message:
         seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
         terms = exchange.learner.fit(exchange.penalty)
         content = exchange.reply()
+        if exchange.experiment.masked:
+            clients = exchange.experiment.partition.clients
+            hide(content, message.content, context.state, partition, clients)
         metrics = {
             "partition-id": partition,
             "num-examples": exchange.learner.facts()["num-examples"],
@@ -83,7 +90,7 @@ def _answer(
 ) -> Message:
     """Answer a message, or say in an error reply what went wrong."""
     try:
-        with _exchange(context, keep) as exchange:
+        with exchange_of(context, keep) as exchange:
             return Message(answer(exchange), reply_to=message)
     except Exception as error:
         # A node must not take the federation down; the server records the reason.
@@ -112,7 +119,7 @@ def _partition(context: Context) -> int:
 
 
 @contextmanager
-def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
+def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     experiment = experiment_of(context.run_config)
     threads = experiment.simulation.cpus_per_client
@@ -124,7 +131,7 @@ def _exchange(context: Context, keep: bool) -> Iterator[Exchange]:
     # The learner still holds this very state where the last message came to the same process.
     keeps = exchange.keeps(experiment)
     if keeps and (stored is None or learner.holds is not stored):
-        learner.start() if stored is None else exchange.load_state(to_tensors(stored))
+        exchange.start() if stored is None else exchange.load_state(to_tensors(stored))
     learner.holds = None
     yield exchange
     if keeps:

@@ -29,6 +29,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
     ]
     found: dict[int, int] = {}
     facts: dict[int, dict[str, int]] = {}
+    keys: dict[int, bytes] = {}
     for reply in grid.send_and_receive(messages, timeout=experiment.run.timeout or None):
         node = reply.metadata.src_node_id
         if reply.has_error():
@@ -46,6 +47,8 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
             )
         found[node] = partition
         facts[partition] = told
+        if experiment.masked:
+            keys[partition] = bytes(reply.content.config_records["masking"]["public"])  # type: ignore[arg-type]
     if len(facts) < experiment.partition.clients:
         raise FederationError(
             f"{len(facts)} of {experiment.partition.clients} nodes said hello within "
@@ -59,6 +62,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
             if name.endswith("-channels")
         },
         num_classes=_agree(facts, "num-classes", True),
+        public_keys=keys,
     )
 
 

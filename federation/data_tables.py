@@ -120,6 +120,12 @@ class InteractionData(Table):
         return [path for path in self.item_tables.split(", ") if path]
 
 
+class ImageData(Table):
+    """Images; those to train and those to test on are put together and split on every client."""
+
+    size: int = key(0, "height and width to bring all images to; 0 = as they are", ge=0)
+
+
 class DataTable(Table):
     """Where the data come from and how they are split on every client."""
 
@@ -128,7 +134,8 @@ class DataTable(Table):
         "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
         "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file; "
         "of series: confounded, or .npz files and .toml descriptions, e.g. 'a.npz, b.toml'; of "
-        "interactions: shoppers, or .npz, .csv or .csv.gz files",
+        "interactions: shoppers, or .npz, .csv or .csv.gz files; of images: digits, or .npz files "
+        "and folders, a domain each over which the clients are dealt out, e.g. 'a.npz, b.npz'",
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
@@ -140,6 +147,7 @@ class DataTable(Table):
     outages: OutageData = OutageData()
     series: SeriesData = SeriesData()
     interactions: InteractionData = InteractionData()
+    images: ImageData = ImageData()
 
     @property
     def paths(self) -> list[str]:

@@ -14,12 +14,15 @@ from typing import Any, Self
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
+from federation.combinations import check_combination
 from federation.data_tables import DataTable
+from federation.fault_tables import FaultTable
 from federation.keys import Table
+from federation.privacy.table import Privacy
 from federation.tables import (
-    PROTOTYPE_STRATEGIES,
-    WEIGHT_STRATEGIES,
+    SUMMED_STRATEGIES,
     Forecast,
+    Images,
     Model,
     Outages,
     Partition,
@@ -48,183 +51,17 @@ class Experiment(Table):
     outages: Outages = Outages()
     forecast: Forecast = Forecast()
     recommend: Recommend = Recommend()
+    images: Images = Images()
     train: Train = Train()
     strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
+    faults: FaultTable = FaultTable()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.strategy.name in WEIGHT_STRATEGIES and self.unlike_models:
-            raise ValueError(
-                f"strategy.name: '{self.strategy.name}' has one model for all, but model.encoders "
-                f"gives the clients unlike models ({self.model.encoders}); name one encoder, or "
-                "use a prototype strategy (fedproto, feddbp)"
-            )
-        if self.task.name != "classify" and self.simulation.gpus_per_client:
-            raise ValueError(
-                f"simulation.gpus_per_client: task.name = '{self.task.name}' runs on the CPU; "
-                "leave it at 0"
-            )
-        if self.partition.scheme == "users" and self.task.name != "recommend":
-            raise ValueError(
-                f"partition.scheme: 'users' deals out the users of interactions, but task.name = "
-                f"'{self.task.name}'; choose another scheme, or task.name = 'recommend'"
-            )
-        planned = self.planned
-        if "scfsgl" in planned and self.task.name != "forecast":
-            raise ValueError(
-                f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{self.task.name}'; "
-                "choose another strategy, or task.name = 'forecast'"
-            )
-        headless = {"pretrain": "a label-free method", "recommend": "a recommender"}
-        if "fedper" in planned and self.task.name in headless:
-            raise ValueError(
-                f"strategy.name: 'fedper' leaves the last layers on their node, and "
-                f"{headless[self.task.name]} has none behind its embedding; take 'fedavg', with "
-                "strategy.personal_weights for what shall stay"
-            )
-        if self.task.name == "outages":
-            self._possible_outages()
-        if self.task.name == "forecast":
-            self._possible_forecasts()
-        if self.task.name == "recommend":
-            self._possible_recommendations()
-        feddbp = self.strategy.feddbp
-        if "feddbp" in planned and feddbp.fuse == "concat" and self.model.embedding_channels % 2:
-            raise ValueError(
-                f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
-                "the two branches of strategy.feddbp.fuse = 'concat'; take an even number"
-            )
-        halved = self.task.name == "pretrain" and self.pretrain.method == "aspect"
-        if halved and self.pretrain.aspect.fusion == "concat" and self.model.embedding_channels % 2:
-            raise ValueError(
-                f"model.embedding_channels: {self.model.embedding_channels} cannot be halved for "
-                "the two channels of pretrain.aspect.fusion = 'concat'; take an even number"
-            )
-        csbm = self.data.csbm
-        if self.data.source == "csbm" and csbm.classes > csbm.nodes:
-            raise ValueError(
-                f"data.csbm.classes: {csbm.classes} classes do not fit {csbm.nodes} nodes"
-            )
-        if self.data.source == "csbm" and self.data.num_classes not in (0, csbm.classes):
-            raise ValueError(
-                f"data.num_classes: {self.data.num_classes} was promised, but data.csbm.classes "
-                f"generates {csbm.classes}; make them equal or leave num_classes at 0"
-            )
-        needed = self.partition.clients * self.partition.min_nodes
-        if self.data.source == "csbm" and needed > csbm.nodes:
-            raise ValueError(
-                f"partition.clients: {self.partition.clients} clients of at least "
-                f"{self.partition.min_nodes} nodes need more than the {csbm.nodes} nodes there "
-                "are; lower partition.clients or partition.min_nodes"
-            )
+        check_combination(self)
         return self
-
-    def _possible_outages(self) -> None:
-        if self.partition.scheme != "natural":
-            raise ValueError(
-                "partition.scheme: task.name = 'outages' has one district per client; set it to "
-                "'natural'"
-            )
-        if self.data.source in ("digits", "csbm") or self.data.source.startswith("pyg:"):
-            raise ValueError(
-                f"data.source: '{self.data.source}' holds no outages; use 'storms', a folder of "
-                "CSV tables or an .npz file"
-            )
-        if "pooled" in self.planned and self.data.outages.newcomer:
-            raise ValueError(
-                "data.outages.newcomer: pooled training has all storms of all districts, so "
-                "nobody is new; leave 'pooled' out"
-            )
-
-    def _possible_forecasts(self) -> None:
-        rows = self.forecast.num_prototypes
-        matching = self.planned & {"scfsgl", *PROTOTYPE_STRATEGIES}
-        if rows < 2 and (matching or rows == 1):
-            raise ValueError(
-                f"forecast.num_prototypes: {rows} rows are no codebook to match"
-                f"{', as ' + min(matching) + ' does' if matching else ''}; take at least 2"
-            )
-        if "pooled" in self.planned and self.partition.scheme != "louvain":
-            raise ValueError(
-                "strategy.name: 'pooled' has one network for all sensors, but unlike series have "
-                "none in common; leave 'pooled' out, or divide one series (partition.scheme = "
-                "'louvain')"
-            )
-        source, scheme, paths = self.data.source, self.partition.scheme, self.data.paths
-        simulated = source == "confounded"
-        if scheme == "dirichlet":
-            raise ValueError(
-                "partition.scheme: task.name = 'forecast' has no classes to divide by; set it to "
-                "'natural' for one series per client, or to 'louvain' for regions of one series"
-            )
-        foreign = [path for path in paths if not path.endswith((".npz", ".toml"))]
-        if foreign and not simulated:
-            raise ValueError(
-                f"data.source: '{foreign[0]}' holds no series; use 'confounded', or the paths of "
-                ".npz files or of .toml descriptions of such"
-            )
-        if scheme == "louvain" and (simulated or len(paths) > 1):
-            raise ValueError(
-                f"partition.scheme: 'louvain' divides one series, but data.source = '{source}' has "
-                "one for each client; name one file, or choose natural"
-            )
-        if scheme == "natural" and not simulated and len(paths) != self.partition.clients:
-            raise ValueError(
-                f"partition.clients is {self.partition.clients}, but data.source lists "
-                f"{len(paths)} series, one per client: set it to {len(paths)}"
-            )
-
-    def _possible_recommendations(self) -> None:
-        source, scheme, paths = self.data.source, self.partition.scheme, self.data.paths
-        table, clients = self.data.interactions, self.partition.clients
-        simulated = source == "shoppers"
-        if scheme not in ("natural", "users"):
-            raise ValueError(
-                f"partition.scheme: '{scheme}' divides a graph, but task.name = 'recommend'; set "
-                "it to 'natural' for one platform per client, or to 'users' for the users of one"
-            )
-        foreign = [path for path in paths if not path.endswith((".npz", ".csv", ".csv.gz"))]
-        if foreign and not simulated:
-            raise ValueError(
-                f"data.source: '{foreign[0]}' holds no interactions; use 'shoppers', or the paths "
-                "of .npz, .csv or .csv.gz files"
-            )
-        if scheme == "natural" and simulated:
-            raise ValueError(
-                "partition.scheme: 'natural' takes one platform per client from files, but "
-                "data.source = 'shoppers' is one platform; set it to 'users', or name files"
-            )
-        if scheme == "natural" and len(paths) != clients:
-            raise ValueError(
-                f"partition.clients is {clients}, but data.source lists {len(paths)} platforms, "
-                f"one per client: set it to {len(paths)}"
-            )
-        if scheme == "natural" and table.catalogue < 1:
-            raise ValueError(
-                f"data.interactions.catalogue: {table.catalogue:g} of one catalogue was asked for, "
-                "but under partition.scheme = 'natural' each client has its own; leave it at 1"
-            )
-        if scheme == "users" and len(paths) > 1:
-            raise ValueError(
-                f"partition.scheme: 'users' deals out the users of one platform, but data.source "
-                f"lists {len(paths)}; name one file, or choose natural"
-            )
-        if simulated and clients > table.users:
-            raise ValueError(
-                f"partition.clients: {clients} clients need a user each, but "
-                f"data.interactions.users is {table.users}; lower the one or raise the other"
-            )
-        if table.item_tables and len(table.item_paths) != len(paths):
-            raise ValueError(
-                f"data.interactions.item_tables: '{table.item_tables}' does not go with the "
-                f"{len(paths)} of data.source; name one for each, or none"
-            )
-        if self.model.embedding_channels % 2:
-            raise ValueError(
-                f"model.embedding_channels: {self.model.embedding_channels} cannot be shared out "
-                "over the two heads of a recommender's attention; take an even number"
-            )
 
     @property
     def planned(self) -> set[str]:
@@ -248,6 +85,11 @@ class Experiment(Table):
     def unlike_models(self) -> bool:
         """Whether the clients' models differ, so that their weights cannot be averaged."""
         return len(set(self.encoder_names)) > 1
+
+    @property
+    def masked(self) -> bool:
+        """Whether what leaves a client leaves under masks."""
+        return self.privacy.masking and self.strategy.name in SUMMED_STRATEGIES
 
     def override(self, keys: Mapping[str, Scalar]) -> "Experiment":
         """Return this experiment with other values for some dotted keys."""

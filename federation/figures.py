@@ -31,6 +31,8 @@ def client_lines(
             line |= {"status": "failed", "reason": train.reasons[partition]}
         else:
             line |= {"status": "idle"}
+        if fault := train.faults.told(partition):
+            line["fault"] = fault
         line["bytes_down"] = train.bytes_down.get(partition, 0)
         line["bytes_up"] = train.bytes_up.get(partition, 0)
         if partition in evaluated:
@@ -94,6 +96,8 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
         "bytes_down": sum(line["bytes_down"] for line in rounds),
         "seconds": math.fsum(line["seconds"] for line in rounds),
     }
+    if experiment.faults.summary:
+        summary["faults"] = experiment.faults.summary
     if evaluated:
         best = max(evaluated, key=lambda line: (score.rank(line[score.val_key]), -line["round"]))
         clients = [

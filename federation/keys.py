@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 def key(default: Any, meaning: str, **rules: Any) -> Any:
@@ -18,10 +18,11 @@ class Table(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans(cls, value: object) -> object:
-        """Refuse true and false, which Python would take for 1 and 0; no key is boolean."""
-        if isinstance(value, bool):
-            raise ValueError("must not be true or false")
+    def _booleans(cls, value: object, info: ValidationInfo) -> object:
+        """Tell switches from numbers: Python takes true and false for 1 and 0."""
+        switch = cls.model_fields[str(info.field_name)].annotation is bool
+        if isinstance(value, bool) != switch:
+            raise ValueError(f"must {'' if switch else 'not '}be true or false")
         return value
 
 

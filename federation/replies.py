@@ -9,6 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from federation.cohort import CohortGrid
+from federation.faults import RoundFaults
 from federation.records import num_bytes
 from federation.scores import Score
 from federation.strategies import Facts
@@ -16,6 +17,8 @@ from graphcl.errors import ReplyError
 
 TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
 EVALUATION_METRICS = frozenset({"partition-id", "num-examples", "val-examples", "test-loss"})
+# What a client made up may break our reading of it in a way that no check foresees.
+_MALFORMED = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Exchanged:
         good: Replies that passed every check, in the order of their partitions.
         reasons: Why a partition's reply did not count.
         bytes_down, bytes_up: Content sent and received, by partition.
+        faults: What goes wrong on purpose.
     """
 
     whole_grid: Grid
@@ -37,6 +41,7 @@ class Exchanged:
     reasons: dict[int, str] = field(default_factory=dict)
     bytes_down: dict[int, int] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
+    faults: RoundFaults = field(default_factory=RoundFaults)
 
     @property
     def grid(self) -> Grid:
@@ -54,22 +59,43 @@ class Exchanged:
     def send(self, messages: Iterable[Message]) -> None:
         """Send a strategy's messages and collect the replies, ordered by partition."""
         sizes: dict[int, int] = {}  # a content shared by many messages is measured once
-        messages = list(messages)
-        for message in messages:
+        addressed = {
+            self.facts.nodes[message.metadata.dst_node_id]: message for message in messages
+        }
+        sent = {p: message for p, message in addressed.items() if self.faults.reaches(p)}
+        for partition, message in sent.items():
             key = id(message.content)
             sizes[key] = sizes.get(key) or num_bytes(message.content)
-            self.bytes_down[self.facts.nodes[message.metadata.dst_node_id]] = sizes[key]
-        replies = self.whole_grid.send_and_receive(messages, timeout=self.timeout or None)
+            self.bytes_down[partition] = sizes[key]
+        timeout = self.timeout or None
+        replies = self.whole_grid.send_and_receive(list(sent.values()), timeout=timeout)
         by_partition = {self.facts.nodes[reply.metadata.src_node_id]: reply for reply in replies}
         for partition in self.cohort:
             reply = by_partition.get(partition)
-            if reply is None:
+            if partition in addressed and partition not in sent:
+                self.reasons[partition] = self.faults.reason(partition)
+            elif reply is None:
                 self.reasons[partition] = f"no reply within {self.timeout:g} s"
             elif reply.has_error():
                 self.reasons[partition] = reply.error.reason or f"error {reply.error.code}"
             else:
-                self.bytes_up[partition] = num_bytes(reply.content)
-                self.good.append(reply)
+                self._receive(partition, sent[partition], reply)
+
+    def _receive(self, partition: int, sent: Message, reply: Message) -> None:
+        """Take in what the faults leave of a client's reply."""
+        try:
+            content = self.faults.arriving(
+                partition, sent.content, reply.content, self.facts.num_classes
+            )
+        except _MALFORMED as error:
+            self.reasons[partition] = _malformed(error)
+            return
+        if content is None:
+            self.reasons[partition] = self.faults.reason(partition)
+            return
+        reply.content = content
+        self.bytes_up[partition] = num_bytes(content)
+        self.good.append(reply)
 
     def check_training(
         self, arrays: Sequence[str], check_reply: Callable[[RecordDict], None]
@@ -121,9 +147,8 @@ class Exchanged:
                 passed.append(reply)
             except ReplyError as error:
                 self.reasons[partition] = f"ReplyError: {error}"
-            except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-                # What a client made up may break a check in a way that the check did not foresee.
-                self.reasons[partition] = f"malformed reply: {type(error).__name__}: {error}"
+            except _MALFORMED as error:
+                self.reasons[partition] = _malformed(error)
         self.good = passed
 
     def metrics(self) -> dict[int, dict[str, Any]]:
@@ -132,6 +157,10 @@ class Exchanged:
             self.facts.nodes[reply.metadata.src_node_id]: dict(reply.content["metrics"])
             for reply in self.good
         }
+
+
+def _malformed(error: Exception) -> str:
+    return f"malformed reply: {type(error).__name__}: {error}"
 
 
 def _metrics(content: RecordDict, partition: int) -> dict[str, Any]:

@@ -13,16 +13,17 @@ from flwr.serverapp.strategy import Strategy
 
 from federation.cohort import discover, draw_cohort
 from federation.experiment import Experiment
+from federation.faults import Faults
 from federation.figures import client_lines, round_line, summarise
 from federation.learners import LEARNERS
+from federation.privacy.accountant import spent
 from federation.records import to_arrays
 from federation.replies import Exchanged
-from federation.run_directory import KeepsClientStates, RunDirectory
+from federation.run_directory import Checkpoint, KeepsClientStates, RunDirectory
 from federation.scores import SCORES
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
 from federation.strategies.weights import first_weights
-from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 
 
@@ -31,16 +32,21 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
 
     Raises:
         FederationError: If nodes are missing, or fewer than ``run.min_success`` of a cohort
-            succeed; the last complete round stays in the checkpoint.
+            succeed, under masking any fewer than all; the last complete round stays in the
+            checkpoint.
     """
+    # Before nodes say hello, when each draws the key that its state must hold from then on.
+    checkpoint = _restore(grid, experiment, run)
     facts = discover(grid, experiment)
     scores = SCORES[experiment.task.name]
     strategy = ALGORITHMS[experiment.strategy.name].strategy(experiment, facts)
-    arrays, first = _begin(grid, experiment, facts, strategy, run)
+    faults = Faults(experiment, facts)
+    arrays, first = _begin(experiment, facts, strategy, faults, checkpoint)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
-        train = _train(grid, experiment, facts, strategy, server_round, arrays)
-        if train.success < experiment.run.min_success:
+        run.releasing(server_round)
+        train = _train(grid, experiment, facts, strategy, faults, server_round, arrays)
+        if train.success < (1.0 if experiment.masked else experiment.run.min_success):
             run.record(client_lines(server_round, train, None, scores))
             raise FederationError(_too_few(server_round, train, experiment))
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
@@ -54,9 +60,11 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
             ]
         )
         changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
-        run.checkpoint(server_round, arrays, _strategy_state(strategy), changed)
+        state = RecordDict({**_strategy_state(strategy), **faults.state()})
+        run.checkpoint(server_round, arrays, state, changed)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
-    run.finish(summarise(experiment, run.lines()), server)
+    summary = summarise(experiment, run.lines()) | spent(experiment, run.releases())
+    run.finish(summary, server)
 
 
 def _train(
@@ -64,13 +72,15 @@ def _train(
     experiment: Experiment,
     facts: Facts,
     strategy: Strategy,
+    faults: Faults,
     server_round: int,
     arrays: ArrayRecord,
 ) -> Exchanged:
     """Let a cohort train; keep the replies that may enter the aggregate."""
     algorithm = ALGORITHMS[experiment.strategy.name]
     cohort = draw_cohort(experiment, server_round)
-    train = Exchanged(grid, facts, cohort, experiment.run.timeout)
+    struck = faults.of_round(server_round)
+    train = Exchanged(grid, facts, cohort, experiment.run.timeout, faults=struck)
     train.send(strategy.configure_train(server_round, arrays, ConfigRecord(), train.grid))
     train.check_training(
         algorithm.sends,
@@ -99,16 +109,10 @@ def _evaluate(
     return evaluation
 
 
-def _begin(
-    grid: Grid, experiment: Experiment, facts: Facts, strategy: Strategy, run: RunDirectory
-) -> tuple[ArrayRecord, int]:
-    """Return the arrays and the number of the first round to run."""
+def _restore(grid: Grid, experiment: Experiment, run: RunDirectory) -> Checkpoint | None:
+    """Return the last checkpoint, if there is one, and give the clients back what they kept."""
     checkpoint = run.resume()
-    if checkpoint is None:
-        return _initial_arrays(experiment, facts), 1
-    if isinstance(strategy, MessageStrategy):
-        strategy.load_state(checkpoint.strategy)
-    if ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):
+    if checkpoint and ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):
         if checkpoint.clients is None or not isinstance(grid, KeepsClientStates):
             raise FederationError(
                 f"{run.path}: '{experiment.strategy.name}' keeps weights on the clients, and "
@@ -116,11 +120,27 @@ def _begin(
                 "engine local or ray if it must be resumable"
             )
         grid.put_client_states(checkpoint.clients)
+    return checkpoint
+
+
+def _begin(
+    experiment: Experiment,
+    facts: Facts,
+    strategy: Strategy,
+    faults: Faults,
+    checkpoint: Checkpoint | None,
+) -> tuple[ArrayRecord, int]:
+    """Return the arrays and the number of the first round to run."""
+    if checkpoint is None:
+        return _initial_arrays(experiment, facts), 1
+    faults.load_state(checkpoint.strategy)
+    if isinstance(strategy, MessageStrategy):
+        strategy.load_state(checkpoint.strategy)
     return checkpoint.arrays, checkpoint.server_round + 1
 
 
 def _initial_arrays(experiment: Experiment, facts: Facts) -> ArrayRecord:
-    if experiment.strategy.name not in WEIGHT_STRATEGIES:
+    if "arrays" not in ALGORITHMS[experiment.strategy.name].sends:
         return ArrayRecord()
     learner_type = LEARNERS[experiment.task.name]
     model = learner_type.build(experiment, "server", facts.channels, facts.num_classes)
@@ -133,6 +153,13 @@ def _strategy_state(strategy: Strategy) -> RecordDict:
 
 def _too_few(server_round: int, train: Exchanged, experiment: Experiment) -> str:
     reasons = "; ".join(f"client {p}: {why}" for p, why in sorted(train.reasons.items())[:3])
+    if experiment.masked:
+        return (
+            f"round {server_round}: {len(train.good)} of {len(train.cohort)} clients succeeded "
+            f"({reasons}); under privacy.masking all must, since the masks of the others cancel "
+            "with theirs alone, and nobody holds a share of a client's key to make up for it; mend "
+            "the clients and resume, or switch masking off in a new run"
+        )
     return (
         f"round {server_round}: {len(train.good)} of {len(train.cohort)} clients succeeded, below "
         f"run.min_success = {experiment.run.min_success:g} ({reasons}); mend the clients and "

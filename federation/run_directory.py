@@ -6,6 +6,7 @@
 ``metrics.jsonl``         a line per client and round, then a line for the round
 ``checkpoint/``           manifest, server state, state of every client; no pickle
 ``summary.json``          written at the end: figures, bytes, digest
+``releases``              rounds whose messages went out, a line each, also if repeated
 ========================  ===========================================================
 
 A checkpoint counts from the moment its manifest is renamed into place; whatever was written
@@ -95,6 +96,7 @@ class RunDirectory:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self._releases = self.path / "releases"
         self._manifest = self.path / "checkpoint" / "manifest.json"
 
     @classmethod
@@ -153,6 +155,22 @@ class RunDirectory:
                     f"{self.path}: another process is writing here; wait for it or stop it"
                 ) from None
             yield
+
+    def releasing(self, server_round: int) -> None:
+        """Note that the messages of a round go out; unlike metrics this is never cut off.
+
+        A round that a resumed run repeats makes its clients release anew.
+        """
+        with self._releases.open("a", encoding="utf-8") as file:
+            file.write(f"{server_round}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def releases(self) -> list[int]:
+        """Return the rounds whose messages went out, in their order."""
+        if not self._releases.exists():
+            return []
+        return [int(line) for line in self._releases.read_text(encoding="utf-8").splitlines()]
 
     def record(self, lines: Iterable[Line]) -> None:
         """Append lines to the metrics."""

@@ -84,6 +84,7 @@ def _errors(suffix: str, words: str) -> tuple[Score, ...]:
 # an evaluation always has it, and the others where they apply.
 SCORES: dict[str, tuple[Score, ...]] = {
     "classify": _CLASSES,
+    "images": _CLASSES,
     "pretrain": _CLASSES,
     "outages": (
         Score("mae", "MAE", "lower"),

@@ -7,26 +7,48 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from federation.fault_tables import RobustTable
 from federation.keys import Table, key, known_names, listed
+from graphcl.images import IMAGE_ENCODERS
 from graphcl.nodes import ENCODERS, ASPECTConfig
 from graphcl.outages import SAHGNNConfig
 from graphcl.recommend import RECOMMENDERS, RecommenderConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
-STRATEGIES = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl", "pooled")
-# One model for all: its weights cross the wire.
-WEIGHT_STRATEGIES = ("fedavg", "fedprox", "fedper", "pooled")
+ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum")
+STRATEGIES = (
+    "local",
+    "fedavg",
+    "fedprox",
+    "fedper",
+    "lgfedavg",
+    "fedproto",
+    "fedtgp",
+    "feddbp",
+    "scfsgl",
+    "pooled",
+    *ROBUST_STRATEGIES,
+)
+# Those under which a part of the weights may stay on its node.
+_AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
+# One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
+WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
-PROTOTYPE_STRATEGIES = ("fedproto", "feddbp")
+PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
+# Their server reads sums over clients alone, so that these may be masked.
+SUMMED_STRATEGIES = ("fedproto", "feddbp")
+# Ways of dividing that read the classes alone.
+LABEL_SKEWS = ("dirichlet", "practical", "pathological")
 TRAINED_RECOMMENDERS = tuple(
     name for name, kind in RECOMMENDERS.items() if issubclass(kind.config_type, RecommenderConfig)
 )
 
 
 def _encoders(text: str) -> str:
-    names = known_names(text, tuple(ENCODERS), "encoder")
+    known = (*ENCODERS, *IMAGE_ENCODERS)
+    names = known_names(text, known, "encoder")
     if not names:
-        raise ValueError(f"name at least one encoder (known: {', '.join(ENCODERS)})")
+        raise ValueError(f"name at least one encoder (known: {', '.join(known)})")
     return names
 
 
@@ -51,11 +73,12 @@ def _strategies(text: str) -> str:
 class Task(Table):
     """What the clients learn."""
 
-    name: Literal["classify", "pretrain", "outages", "forecast", "recommend"] = key(
+    name: Literal["classify", "images", "pretrain", "outages", "forecast", "recommend"] = key(
         "classify",
-        "node classes from labels, embeddings without labels, probed linearly, the outages of "
-        "storms, one district per client, the next steps of series, one graph of sensors each, or "
-        "the item that a user takes next, one platform or some users each",
+        "classes of nodes or of images from labels, embeddings of nodes without labels, probed "
+        "linearly, the outages of storms, one district per client, the next steps of series, one "
+        "graph of sensors each, or the item that a user takes next, one platform or some users "
+        "each",
     )
 
 
@@ -79,23 +102,32 @@ class Run(Table):
 class Partition(Table):
     """How the data are divided over the clients."""
 
-    scheme: Literal["dirichlet", "louvain", "natural", "users"] = key(
+    scheme: Literal["dirichlet", "practical", "pathological", "louvain", "natural", "users"] = key(
         "dirichlet",
-        "by skewed classes, by graph communities, as the data come: a graph, a district, a series "
-        "or a platform each, or users dealt out evenly, one each where there are as many clients",
+        "by skewed classes, by them until a client has its even share, by few classes each, by "
+        "graph communities, as the data come: a graph, a district, a series or a platform each, or "
+        "users dealt out evenly, one each where there are as many clients",
     )
     clients: int = key(10, "number of clients", ge=1)
-    alpha: float = key(0.3, "dirichlet: the smaller, the more skewed", gt=0)
-    min_nodes: int = key(10, "nodes that every client must have at least", ge=1)
+    alpha: float = key(0.3, "dirichlet, practical: the smaller, the more skewed", gt=0)
+    classes: int = key(2, "pathological: classes of every client", ge=1)
+    min_nodes: int = key(10, "nodes, or images, that every client must have at least", ge=1)
 
 
 class Model(Table):
-    """The node encoders; other tasks than classify read the width and, in part, the dropout."""
+    """The encoders of nodes or images.
+
+    Those of images read the widths alone, other tasks one width and, in part, the dropout.
+    """
 
     encoders: Annotated[str, AfterValidator(_encoders)] = key(
-        "gcn", f"one or more of {', '.join(ENCODERS)}; client i takes the (i mod n)-th"
+        "gcn",
+        f"one or more of {', '.join(ENCODERS)}, or of images {', '.join(IMAGE_ENCODERS)}; client i "
+        "takes the (i mod n)-th",
     )
-    hidden_channels: int = key(64, "width between the layers", ge=1)
+    hidden_channels: int = key(
+        64, "width between the layers; of images, in the first stage, and multiples after it", ge=1
+    )
     embedding_channels: int = key(64, "width of embeddings and prototypes, alike everywhere", ge=1)
     num_layers: int = key(2, "layers of the encoder", ge=1)
     dropout: float = key(0.5, "dropout in the encoder", ge=0, lt=1)
@@ -224,10 +256,16 @@ class Recommend(Table):
     batch_size: int = key(_RECOMMEND.batch_size, "windows of users' histories per step", ge=1)
 
 
+class Images(Table):
+    """Training on images; the networks are ``model``'s, the steps ``train``'s."""
+
+    batch_size: int = key(10, "images per step", ge=1)
+
+
 class Train(Table):
     """Local training on every client and round."""
 
-    epochs: int = key(3, "passes over the client's graph per round", ge=1)
+    epochs: int = key(3, "passes over the client's data per round", ge=1)
     optimizer: Literal["adam", "sgd"] = key("adam", "adam or sgd")
     learning_rate: float = key(0.01, "step size", gt=0)
     weight_decay: float = key(5e-4, "L2 penalty", ge=0)
@@ -251,11 +289,30 @@ class FedProtoTable(Table):
     )
 
 
+class FedTGPTable(Table):
+    """FedTGP."""
+
+    lambda_align: float = key(10.0, "weight of the distance to the class's prototype", ge=0)
+    margin: Literal["code", "paper"] = key(
+        "code",
+        "largest distance of a class from its nearest one (authors' code) or of any two (paper)",
+    )
+    margin_limit: float = key(100.0, "what the margin is at most", gt=0)
+    epochs: int = key(100, "the server's passes over the prototypes of a round", ge=1)
+    batch_size: int = key(10, "prototypes per step of the server", ge=1)
+    learning_rate: float = key(0.01, "step size of the server", gt=0)
+    inference: Literal["head", "prototype"] = key(
+        "prototype", "what counts as the prediction; both are recorded"
+    )
+
+
 class FedDBPTable(Table):
     """FedDBP."""
 
-    fuse: Literal["concat", "sum"] = key(
-        "sum", "join the branches by their mean, or side by side with half the channels each"
+    fuse: Literal["concat", "sum", "none"] = key(
+        "sum",
+        "join the branches by their mean, or side by side with half the channels each; none = no "
+        "projector, both losses on the embedding itself",
     )
     lambda_align: float = key(1.0, "weight of the alignment term; 0 = off", ge=0)
     lambda_contrast: float = key(1.0, "weight of the contrastive term; 0 = off", ge=0)
@@ -263,15 +320,34 @@ class FedDBPTable(Table):
     global_weight: Literal["fisher", "count", "uniform"] = key(
         "fisher", "weights of the global mean: class size times Fisher, class size, or none"
     )
+    fisher: Literal["client", "server"] = key(
+        "client",
+        "whose head says which channels matter: the client's, or one that the server trains on "
+        "the prototypes",
+    )
+    fisher_bits: Literal[32, 1] = key(
+        32, "of the importance of a channel on the wire; 1 = whether it reaches the threshold"
+    )
     fisher_floor: float = key(0.1, "added to the scaled Fisher information in the mean", gt=0)
-    personal: Literal["soft", "hard", "off"] = key(
-        "soft", "how a client keeps its own value on the channels that matter to it"
+    personal: Literal["soft", "hard", "similar", "off"] = key(
+        "soft",
+        "how a client keeps its own value on the channels that matter to it; similar = a mean of "
+        "all by likeness instead",
     )
     keep: float = key(0.5, "soft: share of the own value kept at full importance", ge=0, le=1)
-    threshold: float = key(0.4, "hard: importance from which the own value is kept", ge=0, le=1)
+    threshold: float = key(
+        0.4, "hard, and one bit: importance from which the own value is kept", ge=0, le=1
+    )
+    similarity_temperature: float = key(1.0, "similar: temperature of the likeness", gt=0)
     inference: Literal["head", "prototype"] = key(
         "prototype", "what counts as the prediction; both are recorded"
     )
+
+    @property
+    def sends_fisher(self) -> bool:
+        """Whether clients send Fisher information: it is their own, and the server reads it."""
+        read = self.global_weight == "fisher" or self.personal in ("soft", "hard")
+        return read and self.fisher == "client"
 
 
 class SCFSGLTable(Table):
@@ -296,17 +372,19 @@ class Strategy(Table):
     fraction: float = key(1.0, "share of the clients drawn for every round", gt=0, le=1)
     personal_weights: Annotated[str, AfterValidator(listed)] = key(
         "",
-        "weights that stay on their node under fedavg, fedprox and fedper, e.g. 'encoder.policy'",
+        "weights that stay on their node where weights are averaged, e.g. 'encoder.policy'",
     )
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
+    fedtgp: FedTGPTable = FedTGPTable()
     feddbp: FedDBPTable = FedDBPTable()
     scfsgl: SCFSGLTable = SCFSGLTable()
+    robust: RobustTable = RobustTable()
 
     @property
     def personal_names(self) -> list[str]:
         """What :attr:`personal_weights` lists, where the strategy averages weights."""
-        averages = self.name in ("fedavg", "fedprox", "fedper")
+        averages = self.name in _AVERAGES
         return [name for name in self.personal_weights.split(", ") if name] if averages else []
 
 

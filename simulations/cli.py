@@ -1,4 +1,4 @@
-"""The command line: ``graphcl run``, ``report``, ``probe``, ``outage``, ``recommend``, ``keys``."""
+"""The command line: ``graphcl run``, ``sweep``, ``compare``, ``report`` and the other commands."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +16,12 @@ from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import outage_command, recommend_command, terminal
+from simulations.audit_command import audit
+from simulations.compare_command import compare
 from simulations.probe_command import probe
 from simulations.progress import watch
 from simulations.run import Outcome, execute, prepare
+from simulations.sweep_command import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,8 +91,10 @@ def run(
             f"\nStopped. To go on: [bold]graphcl run --resume {escape(str(directory))}[/bold]"
         )
         raise
-    task = load_experiment(directory / "config.toml").task.name
-    _print_outcomes(outcomes, SCORES[task])
+    ran = load_experiment(directory / "config.toml")
+    _print_outcomes(outcomes, SCORES[ran.task.name])
+    if ran.faults.summary:
+        terminal.say(f"faults: {ran.faults.summary}")
     terminal.say(f"Report: [bold]{escape(str(_write_report(directory)))}[/bold]")
 
 
@@ -100,6 +105,9 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 
 app.command()(probe)
+app.command()(audit)
+app.command()(compare)
+app.command()(sweep)
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 
@@ -172,10 +180,11 @@ def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> No
     encoders = ", ".join(experiment.encoder_names)
     num_classes = 0 if isinstance(clients, Sites) else clients.num_classes
     classes = f"{num_classes} classes, " if num_classes else ""
+    cut = f"{report.cut_share:.0%} of {report.edges} {clients.links} cut; " if report.edges else ""
     terminal.say(
         f"[bold]{experiment.run.name}[/bold]: {experiment.strategy.name} over {len(shares)} clients"
         f" of {sizes[0]} to {sizes[-1]} {clients.unit}, {classes}"
-        f"{report.cut_share:.0%} of {report.edges} {clients.links} cut; encoders {encoders};"
+        f"{cut}encoders {encoders};"
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )
@@ -217,6 +226,17 @@ def _print_outcomes(outcomes: list[Outcome], scores: Sequence[Score]) -> None:
         )
     terminal.console.print(table)
     for outcome in outcomes:
+        summary = outcome.summary or {}
+        if "epsilon" in summary:
+            terminal.say(
+                f"{outcome.strategy}: ε = {summary['epsilon']:.3g} at δ = {summary['delta']:g} for "
+                "one sample in a client's prototypes; the report says what that leaves open."
+            )
+        if "epsilon_if_noise_were_secret" in summary:
+            terminal.say(
+                f"{outcome.strategy}: no ε: privacy.noise = 'seed' draws noise that the server "
+                "can repeat."
+            )
         if outcome.reason:
             terminal.say(f"{outcome.strategy} was not run: it {outcome.reason}.")
 

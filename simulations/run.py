@@ -54,9 +54,24 @@ def prepare(experiment: Experiment, out: Path = Path("runs")) -> tuple[Path, Cli
         )
     clients = clients_of(experiment)
     directory = new_directory(out, experiment.run.name)
-    RunDirectory(directory).open(experiment)
-    (directory / _PARTITION).write_text(_partition(clients), encoding="utf-8")
+    lay_out(directory, experiment, partition_text(clients))
     return directory, clients
+
+
+def lay_out(directory: Path, experiment: Experiment, partition: str) -> None:
+    """Write what :func:`execute` starts from; what a directory holds already stays.
+
+    Args:
+        directory: The run directory.
+        experiment: What is to be run in it.
+        partition: What :func:`partition_text` says of its clients.
+
+    Raises:
+        FederationError: If the directory holds the run of another experiment.
+    """
+    RunDirectory(directory).open(experiment)
+    if not (directory / _PARTITION).exists():
+        (directory / _PARTITION).write_text(partition, encoding="utf-8")
 
 
 def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Outcome]:
@@ -95,14 +110,15 @@ def execute(directory: Path, watch: Watch = lambda _: nullcontext()) -> list[Out
     ]
 
 
-def _partition(clients: Clients) -> str:
+def partition_text(clients: Clients) -> str:
+    """Return how the data were divided, as a run directory keeps it."""
     return json.dumps(dataclasses.asdict(clients.report), indent=1) + "\n"
 
 
 def _check_data(experiment: Experiment, directory: Path) -> None:
     """Raise if a resumed run would go on with other data, before anything starts."""
     recorded = directory / _PARTITION
-    now = _partition(clients_of(experiment))
+    now = partition_text(clients_of(experiment))
     if recorded.exists() and recorded.read_text(encoding="utf-8") != now:
         raise ConfigError(
             f"data.source: '{experiment.data.source}' does not divide as it did when {directory} "

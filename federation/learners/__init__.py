@@ -1,10 +1,12 @@
 """What one node holds during a run: a model and its data, one adapter per graphcl room."""
 
 from federation.experiment import Experiment
+from federation.learners.albums import Albums, albums
 from federation.learners.base import Forward, LabelledLearner, Learner, Projector
 from federation.learners.classification import ClassificationLearner
 from federation.learners.forecasting import ForecastLearner
 from federation.learners.graphs import ClientGraphs, client_graphs
+from federation.learners.images import ImageLearner
 from federation.learners.nodes import NodeLearner
 from federation.learners.outages import OutageLearner
 from federation.learners.platforms import Platforms, platforms
@@ -16,16 +18,24 @@ from federation.learners.territories import Territories, territories
 # By task.name.
 LEARNERS: dict[
     str,
-    type[NodeLearner | PretrainingLearner | OutageLearner | ForecastLearner | RecommendLearner],
+    type[
+        NodeLearner
+        | ImageLearner
+        | PretrainingLearner
+        | OutageLearner
+        | ForecastLearner
+        | RecommendLearner
+    ],
 ] = {
     "classify": NodeLearner,
+    "images": ImageLearner,
     "pretrain": PretrainingLearner,
     "outages": OutageLearner,
     "forecast": ForecastLearner,
     "recommend": RecommendLearner,
 }
 
-Clients = ClientGraphs | Territories | Sites | Platforms
+Clients = ClientGraphs | Albums | Territories | Sites | Platforms
 
 
 def clients_of(experiment: Experiment) -> Clients:
@@ -34,6 +44,8 @@ def clients_of(experiment: Experiment) -> Clients:
     Raises:
         ConfigError, DataError, PartitionError: If the keys and the data do not fit.
     """
+    if experiment.task.name == "images":
+        return albums(experiment)
     if experiment.task.name == "outages":
         return territories(experiment)
     if experiment.task.name == "forecast":
@@ -45,10 +57,12 @@ def clients_of(experiment: Experiment) -> Clients:
 
 __all__ = [
     "LEARNERS",
+    "Albums",
     "ClassificationLearner",
     "Clients",
     "ForecastLearner",
     "Forward",
+    "ImageLearner",
     "LabelledLearner",
     "Learner",
     "NodeLearner",

@@ -63,7 +63,8 @@ class Learner(ABC):
     Attributes:
         model: All that may cross the wire or stay on the node.
         holds: The stored record whose state this learner has, if it is known.
-        heads: Names of weights behind the embedding, which ``fedper`` leaves on their node.
+        heads: Names of weights behind the embedding, which ``fedper`` leaves on their node
+            and ``lgfedavg`` alone averages.
     """
 
     heads: ClassVar[tuple[str, ...]] = ()
@@ -187,6 +188,15 @@ class LabelledLearner(Learner):
     @abstractmethod
     def features(self) -> Forward:
         """Return one pass over the training samples in evaluation mode, without gradient."""
+
+    def unscored(self, embedding: Tensor, y: Tensor) -> Forward:
+        """Return samples that no head reads in training, which is for something else."""
+        return Forward(embedding, embedding.new_zeros(len(y), self.num_classes), y)
+
+    def no_samples(self) -> Forward:
+        """Return none: what an algorithm sees that may not, or need not, see classes."""
+        none = torch.empty(0, self.embedding_channels)
+        return self.unscored(none, torch.empty(0, dtype=torch.long))
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the learners of node classes share: a head on an embedding, samples with masks, accuracy."""
+"""What the learners of classes share: a head on an embedding, samples with masks, accuracy."""
 
 from abc import abstractmethod
 
@@ -12,7 +12,51 @@ from graphcl.metrics import accuracy, roc_auc
 
 
 class ClassificationLearner(LabelledLearner):
-    """A learner whose nodes have classes and are split by masks.
+    """A learner whose samples have classes and are split into parts.
+
+    Args:
+        model: All that may cross the wire or stay on the node.
+        head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Linear):
+        self.head = head
+        super().__init__(model)
+
+    def features(self) -> Forward:
+        return self.outputs("train")["train"]
+
+    @abstractmethod
+    def outputs(self, *splits: str) -> dict[str, Forward]:
+        """Return the samples of every split named, in evaluation mode and without gradient."""
+
+    def evaluate(self, predict: Predict) -> dict[str, float]:
+        """Return the accuracy of every inference that ``predict`` names.
+
+        The first inference named is the one that counts. With two classes, the area under the ROC
+        curve is that of the head.
+        """
+        out = self.outputs("val", "test")
+        val, test = out["val"], out["test"]
+        predictions = predict(test)
+        loss = F.cross_entropy(test.logits, test.y, reduction="sum")
+        binary = test.logits.size(1) == 2 and len(test.y.unique()) == 2
+        return {
+            "num-examples": len(test.y),
+            "val-examples": len(val.y),
+            "test-loss": float(loss) / max(len(test.y), 1),
+            "val-accuracy": accuracy(next(iter(predict(val).values())), val.y),
+            "accuracy": accuracy(next(iter(predictions.values())), test.y),
+            **{
+                f"accuracy-{name}": accuracy(predicted, test.y)
+                for name, predicted in predictions.items()
+            },
+            **({"roc-auc": roc_auc(test.logits.diff().flatten(), test.y)} if binary else {}),
+        }
+
+
+class MaskedLearner(ClassificationLearner):
+    """A classifier of nodes, which are all read at once and split by masks.
 
     Args:
         model: All that may cross the wire or stay on the node.
@@ -22,42 +66,16 @@ class ClassificationLearner(LabelledLearner):
     """
 
     def __init__(self, model: nn.Module, head: nn.Linear, data: Data, device: torch.device):
-        self.head = head
         self.y: Tensor = data.y.to(device)
         self.masks = {
             split: getattr(data, f"{split}_mask").to(device) for split in ("train", "val", "test")
         }
-        super().__init__(model)
+        super().__init__(model, head)
 
-    def features(self) -> Forward:
-        return self.forward().of(self.masks["train"])
+    def outputs(self, *splits: str) -> dict[str, Forward]:
+        out = self.forward()
+        return {split: out.of(self.masks[split]) for split in splits}
 
     @abstractmethod
     def forward(self) -> Forward:
-        """Return one pass over all samples in evaluation mode, without gradient."""
-
-    def evaluate(self, predict: Predict) -> dict[str, float]:
-        """Return the accuracy of every inference that ``predict`` names.
-
-        The first inference named is the one that counts. With two classes, the area under the ROC
-        curve is that of the head.
-        """
-        out = self.forward()
-        predictions = predict(out)
-        val, test = self.masks["val"], self.masks["test"]
-        loss = F.cross_entropy(out.logits[test], self.y[test], reduction="sum")
-        first = next(iter(predictions.values()))
-        tested = out.of(test)
-        binary = out.logits.size(1) == 2 and len(tested.y.unique()) == 2
-        return {
-            "num-examples": int(test.sum()),
-            "val-examples": int(val.sum()),
-            "test-loss": float(loss) / max(int(test.sum()), 1),
-            "val-accuracy": accuracy(first[val], self.y[val]),
-            "accuracy": accuracy(first[test], self.y[test]),
-            **{
-                f"accuracy-{name}": accuracy(predicted[test], self.y[test])
-                for name, predicted in predictions.items()
-            },
-            **({"roc-auc": roc_auc(tested.logits.diff().flatten(), tested.y)} if binary else {}),
-        }
+        """Return one pass over all nodes in evaluation mode, without gradient."""

@@ -142,14 +142,10 @@ class ForecastLearner(LabelledLearner):
 
     def _labelled(self, represented: Represented) -> Forward:
         """Return what the algorithm may see of samples and their classes."""
-        if self.supervised:
-            embedding = represented.fused.flatten(0, 2)
-            y = represented.matches[0].best.flatten()
-        else:
-            embedding = represented.fused.new_empty(0, self.embedding_channels)
-            y = torch.empty(0, dtype=torch.long)
-        # No logits: what is trained predicts values.
-        return Forward(embedding, embedding.new_zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        embedding = represented.fused.flatten(0, 2)
+        return self.unscored(embedding, represented.matches[0].best.flatten())
 
     @torch.no_grad()
     def features(self) -> Forward:

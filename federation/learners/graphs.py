@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from federation.partition import (
     natural,
     natural_report,
     partition_report,
+    pathological,
+    practical,
     subgraph,
 )
 from federation.tables import Partition
@@ -135,13 +137,26 @@ def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[Data, lis
     if partition.scheme == "louvain":
         return graph, communities(graph.edge_index, num_nodes, data, partition, seed)
     _check_number(num_nodes, data, partition)
-    return graph, dirichlet(
-        graph.y,
-        partition.clients,
-        alpha=partition.alpha,
-        min_nodes=partition.min_nodes,
-        seed=derive_seed(seed, "partition"),
-    )
+    return graph, by_classes(graph.y, partition.clients, partition, derive_seed(seed, "partition"))
+
+
+def by_classes(y: torch.Tensor, clients: int, partition: Partition, seed: int) -> list[np.ndarray]:
+    """Return the nodes, or other samples, of every client by one of the label skews.
+
+    Args:
+        y: Class ids, int64 [N].
+        clients: How many clients there are to divide them over.
+        partition: The scheme and its parameters.
+        seed: Same seed, same parts.
+
+    Raises:
+        PartitionError: If they cannot be divided as asked.
+    """
+    shared: dict[str, Any] = {"min_nodes": partition.min_nodes, "seed": seed}
+    if partition.scheme == "pathological":
+        return pathological(y, clients, classes=partition.classes, **shared)
+    divide = practical if partition.scheme == "practical" else dirichlet
+    return divide(y, clients, alpha=partition.alpha, **shared)
 
 
 def communities(

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
-from federation.learners.classification import ClassificationLearner
+from federation.learners.classification import MaskedLearner
 from federation.learners.graphs import client_graphs, graph_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
 from graphcl.training import fit, select_device
 
 
-class NodeLearner(ClassificationLearner):
+class NodeLearner(MaskedLearner):
     """Full-graph node classification.
 
     Args:

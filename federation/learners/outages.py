@@ -115,14 +115,10 @@ class OutageLearner(LabelledLearner):
 
     def _labelled(self, z: Tensor, storms: Storms) -> Forward:
         """Return what the algorithm may see of samples and their classes."""
-        if self.supervised:
-            embedding = z.flatten(0, 1)
-            y = severity(storms.outages, storms.territory.customers).flatten()
-        else:
-            embedding = z.new_empty(0, self.embedding_channels)
-            y = torch.empty(0, dtype=torch.long)
-        # No logits: what is trained predicts counts.
-        return Forward(embedding, embedding.new_zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        y = severity(storms.outages, storms.territory.customers).flatten()
+        return self.unscored(z.flatten(0, 1), y)
 
     @torch.no_grad()
     def features(self) -> Forward:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
-from federation.learners.classification import ClassificationLearner
+from federation.learners.classification import MaskedLearner
 from federation.learners.graphs import client_graphs, graph_of
 from federation.learners.probe import fit_probe
 from federation.tables import PROTOTYPE_STRATEGIES
@@ -44,7 +44,7 @@ class PretrainingModel(nn.Module):
         return out
 
 
-class PretrainingLearner(ClassificationLearner):
+class PretrainingLearner(MaskedLearner):
     """Full-graph training without labels.
 
     Labels reach the encoder only through the penalty of a prototype algorithm, which compares the
@@ -95,13 +95,10 @@ class PretrainingLearner(ClassificationLearner):
 
     def _labelled(self, graph: PreparedGraph) -> Forward:
         """Return what the algorithm may see of the samples with labels."""
-        if self.supervised:
-            train = self.masks["train"]
-            embedding, y = self.model(graph)[train], self.y[train]
-        else:
-            embedding, y = torch.empty(0, self.embedding_channels), self.y[:0]
-        # No logits: the probe has no part in training.
-        return Forward(embedding, torch.zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        train = self.masks["train"]
+        return self.unscored(self.model(graph)[train], self.y[train])
 
     @torch.no_grad()
     def forward(self) -> Forward:

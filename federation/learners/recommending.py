@@ -23,7 +23,7 @@ from federation.learners.base import (
 from federation.learners.platforms import platform_of, platforms
 from federation.learners.probe import fit_probe
 from federation.scores import GROUPS
-from federation.tables import PROTOTYPE_STRATEGIES
+from federation.tables import PROTOTYPE_STRATEGIES, ROBUST_STRATEGIES
 from graphcl.datasets import Interactions
 from graphcl.metrics.ranking import (
     group_ranks,
@@ -135,14 +135,10 @@ class RecommendLearner(LabelledLearner):
 
     def _labelled(self, batch: Sequences) -> Forward:
         """Return what the algorithm may see of samples and their classes."""
-        if self.supervised:
-            label = self.platform.label[batch.target]
-            embedding, y = self.model(batch)[label >= 0], label[label >= 0]
-        else:
-            embedding = torch.empty(0, self.embedding_channels)
-            y = torch.empty(0, dtype=torch.long)
-        # No logits: what is trained ranks items.
-        return Forward(embedding, embedding.new_zeros(len(y), self.num_classes), y)
+        if not self.supervised:
+            return self.no_samples()
+        label = self.platform.label[batch.target]
+        return self.unscored(self.model(batch)[label >= 0], label[label >= 0])
 
     @torch.no_grad()
     def features(self) -> Forward:
@@ -228,7 +224,7 @@ def _keeps_nothing(experiment: Experiment) -> bool:
     """Say whether all that a client knows comes with every message."""
     kind = RECOMMENDERS[experiment.recommend.method]
     return (
-        experiment.strategy.name in ("fedavg", "fedprox")
+        experiment.strategy.name in ("fedavg", "fedprox", *ROBUST_STRATEGIES)
         and not experiment.strategy.personal_names
         and not RecommendLearner.own_names(experiment)
         and kind.features is Recommender.features

@@ -2,7 +2,7 @@
 
 from federation.partition.communities import louvain
 from federation.partition.interactions import catalogues, deal, events_report
-from federation.partition.label_skew import dirichlet
+from federation.partition.label_skew import dirichlet, pathological, practical
 from federation.partition.report import (
     ClientReport,
     PartitionReport,
@@ -22,5 +22,7 @@ __all__ = [
     "natural",
     "natural_report",
     "partition_report",
+    "pathological",
+    "practical",
     "subgraph",
 ]

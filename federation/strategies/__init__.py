@@ -3,20 +3,34 @@
 from federation.strategies.base import Algorithm, Exchange, Facts
 from federation.strategies.feddbp import FEDDBP
 from federation.strategies.fedproto import FEDPROTO
+from federation.strategies.fedtgp import FEDTGP
 from federation.strategies.local import LOCAL
 from federation.strategies.pooled import POOLED
 from federation.strategies.scfsgl import SCFSGL
-from federation.strategies.weights import FEDAVG, FEDPER, FEDPROX
+from federation.strategies.weights import (
+    FEDAVG,
+    FEDMEDIAN,
+    FEDPER,
+    FEDPROX,
+    FEDTRIMMEDAVG,
+    KRUM,
+    LGFEDAVG,
+)
 
 ALGORITHMS: dict[str, Algorithm] = {
     "local": LOCAL,
     "fedavg": FEDAVG,
     "fedprox": FEDPROX,
     "fedper": FEDPER,
+    "lgfedavg": LGFEDAVG,
     "fedproto": FEDPROTO,
+    "fedtgp": FEDTGP,
     "feddbp": FEDDBP,
     "scfsgl": SCFSGL,
     "pooled": POOLED,
+    "fedmedian": FEDMEDIAN,
+    "fedtrimmedavg": FEDTRIMMEDAVG,
+    "krum": KRUM,
 }
 
 __all__ = ["ALGORITHMS", "Algorithm", "Exchange", "Facts"]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -23,11 +23,13 @@ class Facts:
         nodes: Partition of every node: ``node id -> partition id``.
         channels: Widths of the input features, by name; ``in-channels`` where there is one kind.
         num_classes: Number of classes over all clients.
+        public_keys: Of every partition, where replies are masked.
     """
 
     nodes: Mapping[int, int]
     channels: Mapping[str, int]
     num_classes: int
+    public_keys: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class Exchange(ABC):
@@ -50,6 +52,10 @@ class Exchange(ABC):
     def keeps(cls, experiment: Experiment) -> bool:
         """Say whether anything stays on the node from round to round."""
         return cls.personal
+
+    def start(self) -> None:
+        """Go back to the state of the first round."""
+        self.learner.start()
 
     def state(self) -> dict[str, Tensor]:
         """Return what stays on the node from round to round."""

@@ -6,9 +6,10 @@ every client on its own, and Fisher information says which channels of a client'
 matter. Completed by us from named prior work, since no equation was readable: the layers and
 widths of the branches and their concatenation (ours); mean squared error against the own class's
 prototype (FedProto); InfoNCE of samples against prototypes by cosine (FedPCL, FPL); diagonal
-empirical Fisher information of feature channels, scaled to [0, 1] (FedDPA); the Fisher-weighted
-global mean (Fisher-weighted model merging); keeping a client's own value on the channels that
-matter to it (FedDPA). This is not a reproduction.
+empirical Fisher information of feature channels, scaled to [0, 1] (FedDPA), of the client's head or
+of one that the server trains (FedGH); the Fisher-weighted global mean (Fisher-weighted model
+merging); keeping a client's own value on the channels that matter to it (FedDPA), or in its place a
+mean of all clients' prototypes by their likeness to its own (FedAPA). This is not a reproduction.
 """
 
 from collections.abc import Mapping
@@ -16,12 +17,22 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F  # noqa: N812
 from flwr.app import ArrayRecord, RecordDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward, Projector
-from federation.strategies.base import Algorithm, Facts
+from federation.records import to_arrays, to_tensors
+from federation.strategies.base import Algorithm, Facts, MessageStrategy
+from federation.strategies.dual_branch import DualBranchProjector, split_branches
 from federation.strategies.fedproto import FedProtoExchange, alignment, first, nearest
+from federation.strategies.fisher import (
+    channel_fisher,
+    fit_server_head,
+    judged,
+    scale_rows,
+    server_head,
+)
+from federation.strategies.masked import MaskedPrototypes, check_masked
 from federation.strategies.prototypes import (
     PrototypeStrategy,
     PrototypeTable,
@@ -31,78 +42,27 @@ from federation.strategies.prototypes import (
     weighted_prototypes,
 )
 from graphcl.contrast import prototype_contrast
-
-
-class DualBranchProjector(nn.Module):
-    """Two branches over an embedding: one for fidelity, one for discrimination.
-
-    Args:
-        channels: Width of the embedding, in and out.
-        fuse: ``concat`` gives each branch half the channels; ``sum`` gives both the full width
-            and averages them.
-
-    Shapes:
-        - **input**, **output**: ``[num_samples, channels]``
-    """
-
-    def __init__(self, channels: int, fuse: str = "concat"):
-        super().__init__()
-        self.fuse = fuse
-        width = channels // 2 if fuse == "concat" else channels
-        self.align = nn.Linear(channels, width)
-        self.discriminate = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, width)
-        )
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Project an embedding."""
-        aligned, discriminated = self.align(h), self.discriminate(h)
-        if self.fuse == "concat":
-            return torch.cat((aligned, discriminated), -1)
-        return (aligned + discriminated) / 2
-
-
-def split_branches(z: Tensor, fuse: str) -> tuple[Tensor, Tensor]:
-    """Return the channels of the fidelity and of the discrimination branch."""
-    if fuse == "sum":
-        return z, z
-    half = z.size(-1) // 2
-    return z[..., :half], z[..., half:]
-
-
-def channel_fisher(embedding: Tensor, y: Tensor, head: nn.Linear) -> Tensor:
-    """Return the squared derivative of every sample's log-likelihood by its channels.
-
-    Closed form for a linear head: ``((onehot(y) - softmax(W z + b)) W)²``.
-
-    Shapes:
-        - **embedding**: ``[num_samples, channels]``, **y**: ``[num_samples]``
-        - **output**: ``[num_samples, channels]``, not negative
-    """
-    logits = head(embedding)
-    residual = F.one_hot(y, logits.size(1)).to(logits) - logits.softmax(-1)
-    return (residual @ head.weight).square()
-
-
-def scale_rows(fisher: Tensor) -> Tensor:
-    """Scale every row to [0, 1]; a constant row becomes 0.5 everywhere."""
-    low, high = fisher.amin(1, keepdim=True), fisher.amax(1, keepdim=True)
-    scaled = (fisher - low) / (high - low).clamp(min=torch.finfo(fisher.dtype).tiny)
-    return torch.where(high > low, scaled, 0.5).clamp(0, 1)
+from graphcl.training import torch_rng
 
 
 class FedDBPExchange(FedProtoExchange):
     """Client half.
 
     Wire down: ``prototypes``, this client's own table: ``values [known, K]``, ``classes [known]``.
-    Wire up: ``prototypes`` with ``values [held, K]``, ``fisher [held, K]``, ``classes [held]``,
-    ``support [held]``.
+    Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``, and,
+    where the server reads the client's own importance, ``fisher [held, K]``, or a bit for each
+    channel.
+
+    Under ``privacy.masking`` the global table comes down, and the client fuses it with what it
+    kept of its own; up go ``words``, see :mod:`federation.strategies.masked`.
     """
 
+    own: Upload | None = None
+
     @classmethod
-    def projector(cls, experiment: Experiment) -> Projector:
+    def projector(cls, experiment: Experiment) -> Projector | None:
         fuse = experiment.strategy.feddbp.fuse
-        return lambda channels: DualBranchProjector(channels, fuse)
+        return None if fuse == "none" else lambda channels: DualBranchProjector(channels, fuse)
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
         config = self.experiment.strategy.feddbp
@@ -120,15 +80,45 @@ class FedDBPExchange(FedProtoExchange):
             terms["contrast"] = config.lambda_contrast * contrast
         return terms
 
+    def start(self) -> None:
+        super().start()
+        self.own = None
+
+    def state(self) -> dict[str, Tensor]:
+        own = {} if self.own is None else {f"own/{k}": v for k, v in vars(self.own).items()}
+        return super().state() | own
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        own = {k.removeprefix("own/"): v for k, v in state.items() if k.startswith("own/")}
+        self.own = Upload(**own) if own else None
+        super().load_state(state)
+
+    def receive(self, content: RecordDict) -> None:
+        super().receive(content)
+        if self.own is not None:
+            device = self.table.values.device
+            table = self.table.to(torch.device("cpu"))
+            self.table = personal_table(table, self.own, self.experiment).to(device)
+
     @torch.no_grad()
-    def reply(self) -> RecordDict:
-        learner = self.learner
+    def upload(self) -> Upload:
+        learner, config = self.learner, self.experiment.strategy.feddbp
+        if not config.sends_fisher:
+            return super().upload()
         out = learner.features()
-        upload = local_upload(
-            out, learner.num_classes, channel_fisher(out.embedding, out.y, learner.head)
-        )
-        scaled = Upload(upload.classes, upload.values, upload.support, scale_rows(upload.fisher))
-        return RecordDict({"prototypes": scaled.to_arrays()})
+        fisher = channel_fisher(out.embedding, out.y, learner.head)
+        upload = local_upload(out, learner.num_classes, self.experiment.privacy, fisher)
+        fisher = scale_rows(upload.fisher)
+        if config.fisher_bits == 1:
+            fisher = fisher >= config.threshold
+        return Upload(upload.classes, upload.values, upload.support, fisher)
+
+    def weight(self, upload: Upload) -> Tensor:
+        return channel_weight(upload, self.experiment)
+
+    def keep(self, upload: Upload) -> None:
+        if self.experiment.strategy.feddbp.personal != "off":
+            self.own = upload
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
         config = self.experiment.strategy.feddbp
@@ -147,41 +137,121 @@ class FedDBPExchange(FedProtoExchange):
 class FedDBP(PrototypeStrategy):
     """Server half: a channel-weighted global table, then a fusion of its own for every client."""
 
+    def __init__(self, experiment: Experiment, facts: Facts):
+        judges = experiment.strategy.feddbp.fisher == "server"
+        self.head = server_head(experiment, facts) if judges else None
+        super().__init__(experiment, facts)
+
+    def learn(self, server_round: int, received: Mapping[int, Upload]) -> None:
+        """Judge the channels of all clients anew, where that is the server's to do."""
+        if self.head is None or not any(len(upload.classes) for upload in self.uploads.values()):
+            return
+        rng = torch_rng(self.experiment.run.seed, "feddbp", server_round)
+        fit_server_head(self.head, self.uploads.values(), rng)
+        self.uploads = {p: judged(upload, self.head) for p, upload in self.uploads.items()}
+
     def fuse(self) -> PrototypeTable:
-        config = self.experiment.strategy.feddbp
-        weights = {}
-        for partition, upload in self.uploads.items():
-            weight = upload.support[:, None].float()
-            if config.global_weight == "uniform":
-                weight = torch.ones_like(weight)
-            elif config.global_weight == "fisher":
-                weight = weight * (upload.fisher + config.fisher_floor)
-            weights[partition] = weight
+        weights = {p: channel_weight(upload, self.experiment) for p, upload in self.uploads.items()}
         return weighted_prototypes(
             self.uploads,
             weights,
             self.facts.num_classes,
             self.experiment.model.embedding_channels,
+            self.experiment.strategy.robust,
         )
 
     def table_for(self, partition: int) -> PrototypeTable:
-        """Keep the client's own value on the channels that matter to it, else the others'."""
+        """Return the client's own fusion of the global table with its last upload.
+
+        Under ``personal = "similar"`` its classes' rows are means by likeness to its own instead.
+        """
         config = self.experiment.strategy.feddbp
         upload = self.uploads.get(partition)
         if config.personal == "off" or upload is None:
             return self.table
-        if config.personal == "soft":
-            own = config.keep * upload.fisher
-        else:
-            own = (upload.fisher >= config.threshold).float()
+        if config.personal != "similar":
+            return personal_table(self.table, upload, self.experiment)
         values = self.table.values.clone()
-        shared = values[upload.classes]
-        values[upload.classes] = own * upload.values + (1 - own) * shared
+        values[upload.classes] = similar_rows(
+            upload, self.uploads, self.facts.num_classes, config.similarity_temperature
+        )
         return PrototypeTable(values, self.table.known)
+
+    def state(self) -> RecordDict:
+        """Return the last upload of every client, and the head if there is one."""
+        state = super().state()
+        if self.head is not None:
+            state["head"] = to_arrays(self.head.state_dict())
+        return state
+
+    def load_state(self, state: RecordDict) -> None:
+        if self.head is not None:
+            self.head.load_state_dict(to_tensors(state.array_records["head"]))
+        super().load_state(RecordDict({k: v for k, v in state.items() if k != "head"}))
+
+
+def channel_weight(upload: Upload, experiment: Experiment) -> Tensor:
+    """Return a holder's weight in FedDBP's global mean, ``[held, 1]`` or ``[held, channels]``."""
+    config = experiment.strategy.feddbp
+    weight = upload.support[:, None].float()
+    if config.global_weight == "uniform":
+        return torch.ones_like(weight)
+    if config.global_weight == "fisher":
+        return weight * (upload.fisher + config.fisher_floor)
+    return weight
+
+
+def personal_table(table: PrototypeTable, own: Upload, experiment: Experiment) -> PrototypeTable:
+    """Keep a client's own value on the channels that matter to it, else the others'.
+
+    Args:
+        table: The global one.
+        own: The client's upload, with the importance of its channels.
+        experiment: Its ``personal`` is ``soft`` or ``hard``.
+    """
+    config = experiment.strategy.feddbp
+    values = table.values.clone()
+    if config.personal == "soft":
+        kept = config.keep * own.fisher
+    else:
+        kept = (own.fisher >= config.threshold).float()
+    values[own.classes] = kept * own.values + (1 - kept) * values[own.classes]
+    return PrototypeTable(values, table.known)
+
+
+def similar_rows(
+    own: Upload, uploads: Mapping[int, Upload], num_classes: int, temperature: float
+) -> Tensor:
+    """Return, of each class of a client, the mean over its holders by likeness to the client's own.
+
+    Weights are the softmax of cosines over ``temperature``; the client is among the holders.
+
+    Shapes:
+        - **output**: ``[held, channels]``
+    """
+    values = torch.zeros(len(uploads), num_classes, own.values.size(1), dtype=torch.float64)
+    held = torch.zeros(len(uploads), num_classes, dtype=torch.bool)
+    for row, partition in enumerate(sorted(uploads)):
+        upload = uploads[partition]
+        values[row, upload.classes] = upload.values.double()
+        held[row, upload.classes] = True
+    values, held = values[:, own.classes], held[:, own.classes]
+    cosine = F.cosine_similarity(values, own.values.double(), dim=-1)
+    share = (cosine / temperature).masked_fill(~held, -torch.inf).softmax(0)
+    return (share[..., None] * values).sum(0).float()
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
-    check_upload(content, experiment, facts, fisher=True)
+    if experiment.masked:
+        check_masked(content, experiment, facts)
+        return
+    config = experiment.strategy.feddbp
+    packed = config.fisher_bits == 1
+    check_upload(content, experiment, facts, fisher=config.sends_fisher, packed=packed)
 
 
-FEDDBP = Algorithm(FedDBPExchange, FedDBP, ("prototypes",), _check)
+def _server(experiment: Experiment, facts: Facts) -> MessageStrategy:
+    return (MaskedPrototypes if experiment.masked else FedDBP)(experiment, facts)
+
+
+FEDDBP = Algorithm(FedDBPExchange, _server, ("prototypes",), _check)

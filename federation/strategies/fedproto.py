@@ -14,14 +14,17 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.learners import Forward, LabelledLearner
-from federation.strategies.base import Algorithm, Exchange, Facts
+from federation.strategies.base import Algorithm, Exchange, Facts, MessageStrategy
+from federation.strategies.masked import MaskedPrototypes, check_masked, share
 from federation.strategies.prototypes import (
     PrototypeStrategy,
     PrototypeTable,
+    Upload,
     check_upload,
     local_upload,
     weighted_prototypes,
 )
+from federation.tables import FedProtoTable, FedTGPTable
 
 
 def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
@@ -49,10 +52,16 @@ class FedProtoExchange(Exchange):
     """Client half.
 
     Wire down: ``prototypes`` with ``values [known, K]`` and ``classes [known]``.
-    Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``.
+    Wire up: ``prototypes`` with ``values [held, K]``, ``classes [held]``, ``support [held]``;
+    under ``privacy.masking`` with ``words``, see :mod:`federation.strategies.masked`.
     """
 
     learner: LabelledLearner
+
+    @property
+    def config(self) -> FedProtoTable | FedTGPTable:
+        """The algorithm's own table."""
+        return self.experiment.strategy.fedproto
 
     def receive(self, content: RecordDict) -> None:
         learner = self.learner
@@ -60,16 +69,32 @@ class FedProtoExchange(Exchange):
             content.array_records["prototypes"],
             learner.num_classes,
             learner.embedding_channels,
-            learner.head.weight.device,
+            next(learner.head.parameters()).device,
         )
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
-        weight = self.experiment.strategy.fedproto.lambda_align
+        weight = self.config.lambda_align
         return {"align": weight * alignment(out.embedding, out.y, self.table)}
 
     def reply(self) -> RecordDict:
-        upload = local_upload(self.learner.features(), self.learner.num_classes)
-        return RecordDict({"prototypes": upload.to_arrays()})
+        upload = self.upload()
+        if not self.experiment.masked:
+            return RecordDict({"prototypes": upload.to_arrays()})
+        self.keep(upload)
+        record = share(upload, self.weight(upload), self.experiment, self.learner.num_classes)
+        return RecordDict({"prototypes": record})
+
+    def upload(self) -> Upload:
+        """Return what the client says of its classes, after training."""
+        privacy = self.experiment.privacy
+        return local_upload(self.learner.features(), self.learner.num_classes, privacy)
+
+    def weight(self, upload: Upload) -> Tensor:
+        """Return the client's weight in the global mean, ``[held, 1]`` or ``[held, channels]``."""
+        return holder_weight(upload, self.experiment)
+
+    def keep(self, upload: Upload) -> None:
+        """Keep what the server will not have of an upload; by default nobody asks for it."""
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
         distance = torch.cdist(out.embedding, self.table.values)
@@ -77,28 +102,38 @@ class FedProtoExchange(Exchange):
             "head": out.logits.argmax(-1),
             "prototype": nearest(distance, self.table.known),
         }
-        return first(self.experiment.strategy.fedproto.inference, predictions)
+        return first(self.config.inference, predictions)
+
+
+def holder_weight(upload: Upload, experiment: Experiment) -> Tensor:
+    """Return a holder's weight in FedProto's mean, ``[held, 1]``."""
+    by_count = experiment.strategy.fedproto.global_weight == "count"
+    return (upload.support if by_count else torch.ones_like(upload.support))[:, None]
 
 
 class FedProto(PrototypeStrategy):
     """Server half: the mean over the clients that hold a class, by support or plain."""
 
     def fuse(self) -> PrototypeTable:
-        by_count = self.experiment.strategy.fedproto.global_weight == "count"
-        weights = {
-            partition: (upload.support if by_count else torch.ones_like(upload.support))[:, None]
-            for partition, upload in self.uploads.items()
-        }
+        weights = {p: holder_weight(upload, self.experiment) for p, upload in self.uploads.items()}
         return weighted_prototypes(
             self.uploads,
             weights,
             self.facts.num_classes,
             self.experiment.model.embedding_channels,
+            self.experiment.strategy.robust,
         )
 
 
 def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
-    check_upload(content, experiment, facts, fisher=False)
+    if experiment.masked:
+        check_masked(content, experiment, facts)
+    else:
+        check_upload(content, experiment, facts, fisher=False)
 
 
-FEDPROTO = Algorithm(FedProtoExchange, FedProto, ("prototypes",), _check)
+def _server(experiment: Experiment, facts: Facts) -> MessageStrategy:
+    return (MaskedPrototypes if experiment.masked else FedProto)(experiment, facts)
+
+
+FEDPROTO = Algorithm(FedProtoExchange, _server, ("prototypes",), _check)

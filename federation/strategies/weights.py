@@ -1,15 +1,18 @@
-"""FedAvg, FedProx and FedPer: Flower's own server halves, and the client half they expect.
+"""FedAvg and its kin: Flower's own server halves, and the client half they expect.
 
 FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
 with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
 stays on its node, as does what belongs to the data of one client; without any, clients are
-stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node.
+stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node;
+LG-FedAvg (Liang et al., 2020) averages these alone, so that the clients' encoders may differ.
+FedMedian and FedTrimmedAvg (Yin et al., 2018) and Krum (Blanchard et al., 2017) are FedAvg that few
+hostile clients cannot steer; they do not weigh clients by their samples.
 """
 
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
@@ -30,11 +33,12 @@ class WeightsExchange(Exchange):
 
     @classmethod
     def keeps(cls, experiment: Experiment) -> bool:
-        return bool(personal_names(experiment))
+        return experiment.strategy.name == "lgfedavg" or bool(personal_names(experiment))
 
     def state(self) -> dict[str, Tensor]:
-        weights, stay = self.learner.model.state_dict().items(), personal_names(self.experiment)
-        return {name: value for name, value in weights if is_named(name, stay)}
+        weights = self.learner.model.state_dict()
+        shared = shared_weights(self.learner.model, self.experiment)
+        return {name: value for name, value in weights.items() if name not in shared}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.learner.load_weights({**self.learner.model.state_dict(), **state})
@@ -74,7 +78,11 @@ def personal_names(experiment: Experiment) -> list[str]:
 def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights that cross the wire: all but the personal ones."""
     weights, stay = model.state_dict().items(), personal_names(experiment)
-    return {name: value for name, value in weights if not is_named(name, stay)}
+    shared = {name: value for name, value in weights if not is_named(name, stay)}
+    if experiment.strategy.name == "lgfedavg":
+        heads = LEARNERS[experiment.task.name].heads
+        return {name: value for name, value in shared.items() if is_named(name, heads)}
+    return shared
 
 
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
@@ -128,6 +136,21 @@ def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
     return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **ALL)  # type: ignore[arg-type]
 
 
+def _fedmedian(experiment: Experiment, facts: Facts) -> Strategy:
+    return FedMedian(**ALL)  # type: ignore[arg-type]
+
+
+def _fedtrimmedavg(experiment: Experiment, facts: Facts) -> Strategy:
+    return FedTrimmedAvg(beta=experiment.strategy.robust.trim, **ALL)  # type: ignore[arg-type]
+
+
+def _krum(experiment: Experiment, facts: Facts) -> Strategy:
+    return Krum(num_malicious_nodes=experiment.strategy.robust.hostile, **ALL)  # type: ignore[arg-type]
+
+
 FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
-FEDPER = FEDAVG  # what stays is told by the strategy's name
+FEDPER = LGFEDAVG = FEDAVG  # what stays is told by the strategy's name
 FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)
+FEDMEDIAN = Algorithm(WeightsExchange, _fedmedian, ("arrays",), _check)
+FEDTRIMMEDAVG = Algorithm(WeightsExchange, _fedtrimmedavg, ("arrays",), _check)
+KRUM = Algorithm(WeightsExchange, _krum, ("arrays",), _check)

@@ -1,7 +1,9 @@
-"""Node graphs, outage events, series, interactions: their files, rules, generators and splits."""
+"""Node graphs, outages, series, interactions, images: their files, rules, generators, splits."""
 
 from graphcl.datasets.confounded_series import ConfoundedSeries, confounded_series
 from graphcl.datasets.digits import digits_graph
+from graphcl.datasets.image_files import load_images, save_images
+from graphcl.datasets.images import ImageSet, join_images
 from graphcl.datasets.interaction_files import load_interactions, save_interactions
 from graphcl.datasets.interactions import Interactions, InteractionSplit, ItemGroups
 from graphcl.datasets.item_texts import embed_texts
@@ -30,6 +32,7 @@ from graphcl.datasets.windows import Scaler, WindowBatch, Windows, chronological
 __all__ = [
     "PYG_CLASSES",
     "ConfoundedSeries",
+    "ImageSet",
     "InteractionSimulation",
     "InteractionSplit",
     "Interactions",
@@ -46,7 +49,9 @@ __all__ = [
     "count_classes",
     "digits_graph",
     "embed_texts",
+    "join_images",
     "load",
+    "load_images",
     "load_interactions",
     "load_npz",
     "load_outage_events",
@@ -55,6 +60,7 @@ __all__ = [
     "load_silos",
     "load_storm",
     "mixed_sbm",
+    "save_images",
     "save_interactions",
     "save_npz",
     "save_outage_events",

@@ -90,20 +90,23 @@ class View(NamedTuple):
         return View(self.low[nodes], self.high[nodes])
 
 
-class ASPECT(NodeMethod):
+class SpectralEncoder(nn.Module):
     """Embeds nodes by a low- and a high-frequency channel that every node mixes for itself.
 
-    Args:
-        config: See :class:`ASPECTConfig`.
+    What :class:`ASPECT` trains without labels and ``NodeEncoder("aspect", ...)`` with them.
+
+    Attributes:
+        config: Of which it reads the width, the filters, the policy and the dropping of features.
+
+    Shapes:
+        - **x**: ``[num_nodes, in_channels]``, **operator**: shifted Laplacian of the graph
+        - **output**: ``[num_nodes, hidden_channels]``
     """
 
-    config_type: ClassVar[type] = ASPECTConfig
     config: ASPECTConfig
 
-    def __init__(self, config: ASPECTConfig = ASPECTConfig()):
-        super().__init__(config)
-
-    def build(self, in_channels: int) -> None:
+    def create_channels(self, in_channels: int) -> int:
+        """Create the channels; return the width of either."""
         config, width = self.config, self.config.hidden_channels
         if config.fusion == "concat":
             if width % 2:
@@ -118,11 +121,13 @@ class ASPECT(NodeMethod):
         self.filters = MonotoneFilters(
             config.order, config.filters, config.sharpness, config.cutoff
         )
-        self.projection = projection_head(config.hidden_channels, config.projection_channels)
-        self.channel_projection = projection_head(width, config.projection_channels)
-        if config.policy == "node":
+        return width
+
+    def create_policy(self, width: int) -> None:
+        """Create what mixes the channels, each of so many columns."""
+        if self.config.policy == "node":
             self.policy = SpectralPolicy(width)
-        elif config.policy == "global":
+        elif self.config.policy == "global":
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
     def channels(self, x: Features, operator: SymmetricOperator | Tensor) -> View:
@@ -148,6 +153,7 @@ class ASPECT(NodeMethod):
         return low.new_tensor(fixed).expand(len(low), 2)
 
     def forward(self, x: Features, operator: SymmetricOperator | Tensor) -> Tensor:
+        """Embed every node."""
         view = self.channels(x, operator)
         return self.fuse(view, self.shares_of(*view))
 
@@ -157,6 +163,26 @@ class ASPECT(NodeMethod):
         if self.config.fusion == "concat":
             return torch.cat([low, high * view.high], 1)
         return low.addcmul_(high, view.high)
+
+
+class ASPECT(SpectralEncoder, NodeMethod):
+    """A spectral encoder, trained by contrast between views, its policy led by evidence.
+
+    Args:
+        config: See :class:`ASPECTConfig`.
+    """
+
+    config_type: ClassVar[type] = ASPECTConfig
+
+    def __init__(self, config: ASPECTConfig = ASPECTConfig()):
+        super().__init__(config)
+
+    def build(self, in_channels: int) -> None:
+        width = self.create_channels(in_channels)
+        channels = self.config.projection_channels
+        self.projection = projection_head(self.config.hidden_channels, channels)
+        self.channel_projection = projection_head(width, channels)
+        self.create_policy(width)
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from graphcl.nodes.encoders import NodeEncoder
+from graphcl.nodes.encoders import NodeEncoder, Operator
 
 
 class NodeOutput(NamedTuple):
@@ -40,7 +40,7 @@ class NodeClassifier(nn.Module):
         self.head = nn.Linear(embedding_channels, num_classes)
         self.projector = nn.Identity() if projector is None else projector
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> NodeOutput:
+    def forward(self, x: Tensor, edge_index: Operator) -> NodeOutput:
         """Embed and classify every node."""
         embedding = self.projector(self.encoder(x, edge_index))
         return NodeOutput(embedding, self.head(embedding))

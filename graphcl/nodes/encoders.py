@@ -1,12 +1,13 @@
-"""Node encoders: PyTorch Geometric's networks behind one constructor and one fast operator.
+"""Node encoders: PyTorch Geometric's networks and ASPECT's behind one constructor.
 
 An encoder reads ``edge_index`` as PyTorch Geometric gives it, or the propagation operator that
 :meth:`NodeEncoder.operator` prepares from it once per graph: a CSR matrix where the network
-multiplies with one, which spares the normalisation and the gather-scatter in every step.
+multiplies with one, which spares the normalisation and the gather-scatter in every step, and a
+shifted Laplacian for ``aspect``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,9 +16,11 @@ from torch_geometric.nn import GAT, GCN, GIN, MLP, GraphSAGE
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_torch_csr_tensor
 
+from graphcl.nodes.aspect import ASPECTConfig, SpectralEncoder
+from graphcl.spectral import EdgePattern, SymmetricOperator
 from graphcl.spectral.sparse import building_csr
 
-Operator = Tensor
+Operator = Tensor | SymmetricOperator
 
 
 class _SGC(nn.Module):
@@ -49,6 +52,15 @@ class _MLP(nn.Module):
         return self.mlp(x)
 
 
+class _Aspect(SpectralEncoder):
+    """ASPECT's encoder without the projection heads, which only its label-free loss sees."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.config = ASPECTConfig(hidden_channels=out_channels, drop_features=dropout)
+        self.create_policy(self.create_channels(in_channels))
+
+
 def _csr(edge_index: Tensor, weight: Tensor | None, num_nodes: int) -> Tensor:
     """Return the transposed adjacency as CSR: row i gathers the messages to node i."""
     with building_csr():
@@ -73,6 +85,11 @@ def _adjacency(edge_index: Tensor, num_nodes: int) -> Operator:
 
 def _as_given(edge_index: Tensor, num_nodes: int) -> Operator:
     return edge_index
+
+
+def _shifted_laplacian(edge_index: Tensor, num_nodes: int) -> Operator:
+    """``-D^-1/2 A D^-1/2``, edges read in both directions."""
+    return EdgePattern(edge_index, num_nodes).shifted_laplacian()
 
 
 def _gcn(i: int, h: int, o: int, n: int, p: float) -> nn.Module:
@@ -100,6 +117,10 @@ def _mlp(i: int, h: int, o: int, n: int, p: float) -> nn.Module:
     return _MLP(i, *[h] * (n - 1), o, dropout=p)
 
 
+def _aspect(i: int, h: int, o: int, n: int, p: float) -> nn.Module:
+    return _Aspect(i, o, p)
+
+
 Builder = Callable[[int, int, int, int, float], nn.Module]
 ENCODERS: dict[str, tuple[Builder, Callable[[Tensor, int], Operator]]] = {
     "gcn": (_gcn, _normalised),
@@ -108,7 +129,13 @@ ENCODERS: dict[str, tuple[Builder, Callable[[Tensor, int], Operator]]] = {
     "gin": (_gin, _adjacency),
     "sgc": (_sgc, _normalised),
     "mlp": (_mlp, _as_given),
+    "aspect": (_aspect, _shifted_laplacian),
 }
+
+
+def _is_edges(graph: Operator) -> TypeGuard[Tensor]:
+    """Say whether a graph came as ``edge_index``, not as what was prepared from it."""
+    return isinstance(graph, Tensor) and graph.layout == torch.strided
 
 
 class NodeEncoder(nn.Module):
@@ -117,13 +144,16 @@ class NodeEncoder(nn.Module):
     Args:
         name: ``gcn`` (Kipf & Welling, 2017), ``sage`` (Hamilton et al., 2017, mean), ``gat``
             (Veličković et al., 2018), ``gin`` (Xu et al., 2019), ``sgc`` (Wu et al., 2019) or
-            ``mlp`` (no edges); the layers are PyTorch Geometric's.
+            ``mlp`` (no edges), with PyTorch Geometric's layers; or ``aspect``, the spectral
+            encoder of :class:`graphcl.nodes.ASPECT` with the filters and the node-wise policy
+            that it has by default, for which edges have no direction.
         in_channels: Width of the node features.
         hidden_channels: Width between the layers.
         out_channels: Width of the embeddings.
-        num_layers: Number of layers, or of propagation steps for ``sgc``.
+        num_layers: Number of layers, or of propagation steps for ``sgc``; ``aspect`` has one
+            layer, whose filters reach as far as their degree.
         dropout: Probability of dropping, while training: hidden features, and attention weights
-            in ``gat``; input features in ``sgc``, which has no hidden layer.
+            in ``gat``; input features in ``sgc`` and ``aspect``, which have no hidden layer.
 
     Shapes:
         - **x**: ``[num_nodes, in_channels]``
@@ -157,11 +187,11 @@ class NodeEncoder(nn.Module):
         """Prepare a graph once for this encoder; pass the result in place of ``edge_index``."""
         return self._operator(edge_index, num_nodes)
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Operator) -> Tensor:
         """Embed every node."""
-        if edge_index.layout == torch.strided and self._operator is not _as_given:
+        if _is_edges(edge_index) and self._operator is not _as_given:
             edge_index = self.operator(edge_index, x.size(0))
-        if edge_index.layout != torch.strided and edge_index.dtype != x.dtype:
-            edge_index = edge_index.to(x.dtype)
+        if not _is_edges(edge_index) and edge_index.dtype != x.dtype:
+            edge_index = edge_index.to(dtype=x.dtype)
         out: Any = self.net(x, edge_index)
         return out

@@ -209,12 +209,11 @@ class RayCarrier(Carrier):
     def start(self) -> None:
         simulation = self.experiment.simulation
         if simulation.address:
-            _connect(simulation.address)
+            connect(simulation.address)
         else:
             cpus = max(os.cpu_count() or 1, simulation.actors * simulation.cpus_per_client)
-            # "local": a cluster that happens to run here is joined only by its address.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
-        fitting = _fitting_actors(self.experiment)
+            start_here(cpus)
+        fitting = fitting_actors(self.experiment)
         if simulation.actors > fitting:
             raise FederationError(
                 f"simulation.actors: {simulation.actors} do not fit, {fitting} do; lower it, or "
@@ -230,7 +229,18 @@ class RayCarrier(Carrier):
         RayGrid(experiment, self._pool).serve()
 
 
-def _connect(address: str) -> None:
+def start_here(cpus: int) -> None:
+    """Start Ray on this machine for this process alone."""
+    # "local": a cluster that happens to run here is joined only by its address.
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+
+
+def connect(address: str) -> None:
+    """Join the Ray cluster at an address.
+
+    Raises:
+        FederationError: If none answers there.
+    """
     try:
         host, separator, port = address.rpartition(":")
         if separator and port.isdigit() and "/" not in host:
@@ -244,8 +254,12 @@ def _connect(address: str) -> None:
         ) from None
 
 
-def _fitting_actors(experiment: Experiment) -> int:
-    """Return how many clients fit at once."""
+def fitting_actors(experiment: Experiment) -> int:
+    """Return how many clients fit at once into the cluster that was joined or started.
+
+    Raises:
+        FederationError: If not even one does.
+    """
     simulation = experiment.simulation
     resources = ray.cluster_resources()
     count = int(resources.get("CPU", 0) // simulation.cpus_per_client)

@@ -20,7 +20,7 @@ from federation.tables import STRATEGIES
 INK, MUTED, RULE, SHADE = "#1f2430", "#69707d", "#dfe3e8", "#4a90d9"
 WIDTH = 420  # of every plot, in units of its view box
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "graphcl",
     "font.size": 11,
@@ -62,10 +62,15 @@ _LOOKS = (
     Look("#009e73", "#2fc99b", "^", "\N{BLACK UP-POINTING TRIANGLE}"),
     Look("#b8578f", "#e59cc4", "v", "\N{BLACK DOWN-POINTING TRIANGLE}"),
     Look("#7a4fb5", "#b99cf0", "<", "\N{BLACK LEFT-POINTING TRIANGLE}"),
+    Look("#4f7f1e", "#9fd062", ">", "\N{BLACK RIGHT-POINTING TRIANGLE}"),
     Look("#d55e00", "#ff9042", "D", "\N{BLACK DIAMOND}"),
+    Look("#00767d", "#40d5dc", "h", "\N{BLACK HEXAGON}"),
     Look("#0072b2", "#56b4e9", "o", "\N{BLACK CIRCLE}"),
     Look("#9c2f26", "#ff8a80", "P", "\N{HEAVY GREEK CROSS}"),
     Look("#55606e", "#aab4c0", "p", "\N{BLACK PENTAGON}"),
+    Look("#3f7d20", "#9bd770", "*", "\N{BLACK STAR}"),
+    Look("#a0522d", "#e0a37e", "d", "\N{BLACK LOZENGE}"),
+    Look("#1d5c63", "#7cc7cf", "X", "\N{HEAVY MULTIPLICATION X}"),
 )
 LOOKS = dict(zip(STRATEGIES, _LOOKS, strict=True))
 
@@ -109,7 +114,7 @@ def draw(
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         paint(figure.add_subplot())
         file = io.StringIO()

@@ -4,7 +4,8 @@ A run that was killed is read as far as it came: no ``summary.json``, and perhap
 of metrics.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from federation.experiment import Experiment, load_experiment
 from federation.partition import PartitionReport
+from federation.privacy.accountant import spent
+from federation.privacy.statement import Statement, statement
+from federation.run_directory import RunDirectory
 from federation.scores import SCORES, Score
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import ConfigError, FederationError
 from simulations.report.units import percent
 
-_UNITS = {"outages": "locations", "forecast": "sensors", "recommend": "users"}
+_UNITS = {"images": "images", "outages": "locations", "forecast": "sensors", "recommend": "users"}
 _LINKS = {"recommend": "events"}
 _CLASSES_NOTES = {
     "outages": "A location's class is the worst severity of its outages in the training events.",
@@ -37,6 +41,7 @@ class ClientLine:
     status: Literal["ok", "failed", "idle"]
     reason: str = ""
     evaluation: str = ""
+    fault: str = ""
     test_examples: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -86,6 +91,8 @@ class StrategyRun:
         rounds: The complete rounds, ascending.
         clients: Every client of every round.
         digest: The digest of the result; None while unfinished.
+        spent: ε and δ so far, where there is noise.
+        claims: What is protected and what is not.
     """
 
     name: str
@@ -94,6 +101,8 @@ class StrategyRun:
     rounds: tuple[RoundLine, ...]
     clients: tuple[ClientLine, ...]
     digest: str | None
+    spent: dict[str, float]
+    claims: Statement
 
     @property
     def finished(self) -> bool:
@@ -157,6 +166,11 @@ class StrategyRun:
     def seconds(self) -> float:
         """Time of all rounds."""
         return sum(line.seconds for line in self.rounds)
+
+    @cached_property
+    def faults(self) -> Mapping[str, int]:
+        """How often every fault of the plan befell a client's training, by name."""
+        return Counter(fault for line in self.clients for fault in line.fault.split(", ") if fault)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -266,7 +280,7 @@ class RunReading:
     def cut_note(self) -> str:
         """What became of the edges of the whole, as a sentence about their number."""
         report = self.partition
-        if report is None:
+        if report is None or not report.edges:
             return ""
         lost, of, share = report.cut_edges, report.edges, percent(report.cut_share)
         if self.experiment.task.name == "recommend":
@@ -365,6 +379,7 @@ def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
     scores = SCORES[experiment.task.name]
     lines = _metrics(directory / "metrics.jsonl", scores)
     summary = directory / "summary.json"
+    budget = spent(experiment, RunDirectory(directory).releases())
     return StrategyRun(
         name=experiment.strategy.name,
         score=scores[0],
@@ -372,6 +387,8 @@ def _strategy_run(directory: Path, experiment: Experiment) -> StrategyRun:
         rounds=tuple(line for line in lines if isinstance(line, RoundLine)),
         clients=tuple(line for line in lines if isinstance(line, ClientLine)),
         digest=_parse(TypeAdapter(_Summary), summary).digest if summary.exists() else None,
+        spent=budget,
+        claims=statement(experiment, budget),
     )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t
+from measuring import interval
 
 from federation.experiment import Experiment, load_experiment
 from federation.learners.forecasting import mape_floor
@@ -127,14 +127,10 @@ def work(job: Job) -> tuple[Job, list[Scores]]:
     return job, federate(base.override({"strategy.name": name, "run.compare": ""}))
 
 
-def interval(values: Sequence[float]) -> str:
-    """Return a mean and the half-width of its 95 % interval; the value if there is one."""
+def shown(values: Sequence[float]) -> str:
+    """Return a mean of three digits and the half-width of its 95 % interval."""
     mean = statistics.mean(values)
-    digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
-    if len(values) < 2:
-        return f"{mean:.{min(digits, 3)}f}"
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.{min(digits, 3)}f} ± {half:.{min(digits, 3)}f}"
+    return interval(values, min(3, max(0, 2 - math.floor(math.log10(abs(mean))))) if mean else 2)
 
 
 def tables(
@@ -145,8 +141,8 @@ def tables(
     yield "|---" * (len(names) + 3) + "|"
     for method, seeds in found.items():
         relative = [[client["relative-mae"] for client in clients] for clients in seeds]
-        cells = [interval([statistics.mean(row) for row in relative])]
-        cells += [interval(column) for column in zip(*relative, strict=True)]
+        cells = [shown([statistics.mean(row) for row in relative])]
+        cells += [shown(column) for column in zip(*relative, strict=True)]
         cells.append(f"{statistics.mean(c['bytes'] for clients in seeds for c in clients):.0f}")
         yield f"| {method} | {' | '.join(cells)} |"
     if "local" in found:
@@ -160,8 +156,8 @@ def tables(
                 [100 * (c["mae"] / own["mae"] - 1) for c, own in zip(clients, alone, strict=True)]
                 for clients, alone in zip(found[method], found["local"], strict=True)
             ]
-            cells = [interval([statistics.mean(row) for row in change])]
-            cells += [interval(column) for column in zip(*change, strict=True)]
+            cells = [shown([statistics.mean(row) for row in change])]
+            cells += [shown(column) for column in zip(*change, strict=True)]
             yield f"| {method} | {' | '.join(cells)} |"
     columns = [name + suffix for suffix in (*STEPS[1:], "") for name in ("mae", "rmse", "mape")]
     heads = [
@@ -176,7 +172,7 @@ def tables(
         yield f"| | {' | '.join(heads)} |"
         yield "|---" * (len(heads) + 1) + "|"
         for method, seeds in found.items():
-            cells = [interval([clients[client][column] for clients in seeds]) for column in columns]
+            cells = [shown([clients[client][column] for clients in seeds]) for column in columns]
             yield f"| {method} | {' | '.join(cells)} |"
 
 

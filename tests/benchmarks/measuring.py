@@ -1,10 +1,12 @@
-"""What benchmarks share: a case in a process of its own, its cost, slopes.
+"""What benchmarks share: a case in a process of its own, its cost, slopes, intervals.
 
 A process of its own, because the peak of a process's memory never goes down again.
 """
 
 import json
+import math
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 Cost = dict[str, float]
@@ -38,6 +41,15 @@ def numbers(text: str) -> list[float]:
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the exponent of a power law fitted to points."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    """Return a mean and the half-width of its 95 % interval; the value if there is one."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def cost(

@@ -10,7 +10,12 @@ from federation.experiment import Experiment, describe_keys, known_keys, load_ex
 from federation.learners.graphs import client_graphs
 from federation.strategies import ALGORITHMS
 from federation.strategies.fedproto import FedProtoExchange
-from federation.tables import PROTOTYPE_STRATEGIES, STRATEGIES, WEIGHT_STRATEGIES
+from federation.tables import (
+    PROTOTYPE_STRATEGIES,
+    ROBUST_STRATEGIES,
+    STRATEGIES,
+    WEIGHT_STRATEGIES,
+)
 from graphcl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +222,13 @@ def test_fedper_needs_last_layers_to_leave_at_home(task):
             Experiment.from_flat(task | keys)
 
 
+@pytest.mark.parametrize("task", [{"task.name": "pretrain"}, SHOPS])
+def test_lgfedavg_needs_last_layers_to_average(task):
+    for keys in ({"strategy.name": "lgfedavg"}, {"run.compare": "local, lgfedavg"}):
+        with pytest.raises(ConfigError, match="'lgfedavg' averages the last layers, and"):
+            Experiment.from_flat(task | keys)
+
+
 FILES = {"data.source": "a.npz, b.csv.gz", "partition.scheme": "natural", "partition.clients": 2}
 
 
@@ -375,9 +387,13 @@ def unlike_defaults() -> dict:
         "strategy.name": "fedproto",
         "strategy.fedproto.global_weight": "uniform",
         "strategy.fedproto.inference": "prototype",
+        "strategy.fedtgp.margin": "paper",
+        "strategy.fedtgp.inference": "head",
         "strategy.feddbp.fuse": "concat",
         "strategy.feddbp.global_weight": "count",
-        "strategy.feddbp.personal": "hard",
+        "strategy.feddbp.fisher": "server",
+        "strategy.feddbp.fisher_bits": 1,
+        "strategy.feddbp.personal": "off",
         "strategy.feddbp.inference": "head",
         "simulation.engine": "local",
         "simulation.address": "auto",
@@ -390,6 +406,8 @@ def unlike_defaults() -> dict:
         "strategy.personal_weights": "encoder.policy, head",
         "strategy.scfsgl.fuse": "mean",
         "strategy.scfsgl.share": "codebook",
+        "strategy.robust.rule": "median",
+        "faults.attack": "backdoor",
         "forecast.separation": "off",
         "data.outages.columns": "event=storm, district=city",
         "data.outages.units": "gust=m/s",
@@ -397,6 +415,8 @@ def unlike_defaults() -> dict:
         "data.outages.test_events": "three",
         "data.outages.newcomer": "west",
         "data.outages.newcomer_events": "four",
+        "privacy.noise": "seed",
+        "privacy.masking": False,
         "outages.target": "raw",
         "outages.exposure": "none",
         "outages.static_graph": "borders",
@@ -415,7 +435,8 @@ def test_every_key_survives_flat_and_toml(tmp_path):
     assert set(flat) == set(known_keys())
     assert flat == changed
     kept = {key for key, default, _ in describe_keys() if flat[key] == default}
-    assert kept == {"simulation.gpus_per_client"}  # pre-training has the CPU only
+    # Pre-training has the CPU only, and masks do not go with cohorts and faults.
+    assert kept == {"simulation.gpus_per_client", "privacy.masking"}
     assert all(isinstance(value, bool | int | float | str) for value in flat.values())
     assert Experiment.from_flat(flat) == experiment
     file = tmp_path / "again.toml"
@@ -434,7 +455,7 @@ def test_experiments_are_equal_and_hash_alike_by_their_keys():
 
 def test_override_changes_the_named_keys_and_nothing_else():
     experiment = Experiment.from_flat(unlike_defaults())
-    changed = {"strategy.name": "feddbp", "run.compare": ""}
+    changed = {"strategy.name": "feddbp", "run.compare": "", "strategy.feddbp.fisher": "client"}
     assert experiment.override(changed).flat() == experiment.flat() | changed
     assert experiment.override({}) == experiment
     with pytest.raises(ConfigError, match=r"run\.sed: unknown key"):
@@ -479,8 +500,9 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    assert personal == set(STRATEGIES) - {"fedavg", "fedprox", "fedper"}
+    weights = {"fedavg", "fedprox", "fedper", "lgfedavg", *ROBUST_STRATEGIES}
+    assert personal == set(STRATEGIES) - weights
     supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
     assert supervised == set(PROTOTYPE_STRATEGIES)
     one_model = {n for n, a in ALGORITHMS.items() if a.sends == ("arrays",)}
-    assert one_model == set(WEIGHT_STRATEGIES)
+    assert one_model == {*WEIGHT_STRATEGIES, "lgfedavg"}

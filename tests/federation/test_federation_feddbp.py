@@ -67,12 +67,11 @@ def table(rng, known=(True, True, False, True)) -> PrototypeTable:
 
 
 def test_switched_off_it_has_fedprotos_loss(tiny, rng):
-    """Both branches the identity, no contrast: the projected embedding is the embedding."""
+    """Both branches still the identity, no contrast: the projected embedding is the embedding."""
     keys = {"fuse": "sum", "lambda_contrast": 0.0, "lambda_align": 0.7}
     ours = tiny(**{f"strategy.feddbp.{key}": value for key, value in keys.items()})
     theirs = tiny("fedproto", **{"strategy.fedproto.lambda_align": 0.7})
     projector = DualBranchProjector(WIDTH, "sum")
-    projector.align = projector.discriminate = nn.Identity()
     h, y = torch.randn(9, WIDTH, generator=rng), torch.arange(9) % CLASSES
     head, prototypes = nn.Linear(WIDTH, CLASSES), table(rng)
     dbp, proto = Forward(projector(h), head(projector(h)), y), Forward(h, head(h), y)
@@ -201,7 +200,7 @@ def test_rows_are_scaled_apart():
 
 @pytest.mark.parametrize("fuse", ["concat", "sum"])
 def test_projector_keeps_the_width_and_its_branches_lie_where_they_are_split(fuse, rng):
-    projector = DualBranchProjector(WIDTH, fuse)
+    projector = trained(rng, fuse)
     h = torch.randn(7, WIDTH, generator=rng)
     z = projector(h)
     assert z.shape == (7, WIDTH)
@@ -214,6 +213,15 @@ def test_projector_keeps_the_width_and_its_branches_lie_where_they_are_split(fus
         assert fidelity is discrimination is z
 
 
+def trained(rng, fuse="concat") -> DualBranchProjector:
+    """Return a projector that is no longer the identity."""
+    projector = DualBranchProjector(WIDTH, fuse)
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=rng)
+    return projector
+
+
 def penalties(tiny, table, projector, h, y, fuse="concat", **keys):
     keys = {f"strategy.feddbp.{key}": value for key, value in ({"fuse": fuse} | keys).items()}
     z = projector(h)
@@ -224,7 +232,7 @@ def penalties(tiny, table, projector, h, y, fuse="concat", **keys):
 def test_both_branches_get_a_gradient_and_prototypes_none(tiny, rng, fuse):
     known = table(rng)
     known = PrototypeTable(known.values.requires_grad_(), known.known)
-    projector = DualBranchProjector(WIDTH, fuse)
+    projector = trained(rng, fuse)
     h, y = torch.randn(8, WIDTH, generator=rng, requires_grad=True), torch.arange(8) % CLASSES
     sum(penalties(tiny, known, projector, h, y, fuse).values()).backward()
     assert [key for key, p in projector.named_parameters() if not p.grad.any()] == []
@@ -233,24 +241,24 @@ def test_both_branches_get_a_gradient_and_prototypes_none(tiny, rng, fuse):
 
 
 def test_each_loss_reaches_its_own_branch_only(tiny, rng):
-    known, projector = table(rng), DualBranchProjector(WIDTH)
+    known, projector = table(rng), trained(rng)
     h, y = torch.randn(8, WIDTH, generator=rng), torch.arange(8) % CLASSES
     terms = penalties(tiny, known, projector, h, y)
     assert list(terms) == ["align", "contrast"]
     terms["align"].backward()
     assert projector.align.weight.grad.any()
     assert (
-        projector.discriminate[0].weight.grad is None
-        or not projector.discriminate[0].weight.grad.any()
+        projector.discriminate.hidden.weight.grad is None
+        or not projector.discriminate.hidden.weight.grad.any()
     )
     projector.zero_grad()
     penalties(tiny, known, projector, h, y)["contrast"].backward()
-    assert projector.discriminate[0].weight.grad.any()
+    assert projector.discriminate.hidden.weight.grad.any()
     assert projector.align.weight.grad is None or not projector.align.weight.grad.any()
 
 
 def test_losses_are_the_formulas(tiny, rng):
-    known, projector = table(rng), DualBranchProjector(WIDTH)
+    known, projector = table(rng), trained(rng)
     h, y = torch.randn(8, WIDTH, generator=rng), torch.arange(8) % CLASSES
     terms = penalties(
         tiny, known, projector, h, y, lambda_align=3.0, lambda_contrast=0.5, temperature=0.2
@@ -271,7 +279,7 @@ def test_losses_are_the_formulas(tiny, rng):
 
 def test_unknown_class_is_neither_target_nor_negative(tiny, rng):
     """Whatever the row of an unknown class holds, no loss and no gradient changes."""
-    known, projector = table(rng), DualBranchProjector(WIDTH)
+    known, projector = table(rng), trained(rng)
     h, y = torch.randn(8, WIDTH, generator=rng), torch.arange(8) % CLASSES
     wild = PrototypeTable(torch.where(known.known[:, None], known.values, 1e3), known.known)
     results = []
@@ -287,14 +295,14 @@ def test_unknown_class_is_neither_target_nor_negative(tiny, rng):
 def test_before_the_first_prototypes_the_terms_are_zero_and_differentiable(tiny, rng):
     nothing = PrototypeTable.empty(CLASSES, WIDTH)
     h, y = torch.randn(5, WIDTH, generator=rng, requires_grad=True), torch.arange(5) % CLASSES
-    terms = penalties(tiny, nothing, DualBranchProjector(WIDTH), h, y)
+    terms = penalties(tiny, nothing, trained(rng), h, y)
     assert [term.item() for term in terms.values()] == [0.0, 0.0]
     sum(terms.values()).backward()
     assert h.grad.isfinite().all()
 
 
 def test_terms_can_be_switched_off(tiny, rng):
-    known, projector = table(rng), DualBranchProjector(WIDTH)
+    known, projector = table(rng), trained(rng)
     h, y = torch.randn(5, WIDTH, generator=rng), torch.arange(5) % CLASSES
     assert list(penalties(tiny, known, projector, h, y, lambda_align=0.0)) == ["contrast"]
     assert list(penalties(tiny, known, projector, h, y, lambda_contrast=0.0)) == ["align"]

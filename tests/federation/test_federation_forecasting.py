@@ -20,7 +20,17 @@ from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import Sample
 from simulations.carriers.local import LocalGrid
 
-FEDERATED = ("local", "fedavg", "fedprox", "fedper", "fedproto", "feddbp", "scfsgl")
+FEDERATED = (
+    "local",
+    "fedavg",
+    "fedprox",
+    "fedper",
+    "lgfedavg",
+    "fedproto",
+    "fedtgp",
+    "feddbp",
+    "scfsgl",
+)
 CUT = {"partition.scheme": "louvain", "partition.clients": 2, "partition.min_nodes": 2}
 SIZES = {5, 7, 11}  # of the unlike series, of no layer
 

@@ -363,7 +363,8 @@ def test_uploads_are_the_classes_of_severity_with_all_samples_behind_them(
 def test_the_gradient_reaches_the_projector(outages):
     experiment = outages("feddbp")
     learner = OutageLearner(experiment, 0, FedDBPExchange.projector(experiment))
-    learner.fit(lambda _: {})
+    for _ in range(2):  # the first step moves a last layer of zeros, which lets the second through
+        learner.fit(lambda _: {})
     parameters = dict(learner.model.projector.named_parameters())
     assert parameters
     for name, parameter in parameters.items():

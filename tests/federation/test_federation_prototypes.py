@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.learners import Forward
+from federation.privacy.table import Privacy
 from federation.records import to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.fedproto import FedProto, alignment, first, nearest
@@ -139,12 +140,12 @@ def test_class_means_are_those_of_a_loop(labels):
 
 def test_local_upload_averages_embedding_and_fisher_by_class():
     out = Forward(torch.arange(12.0).reshape(4, 3), torch.zeros(4, 4), torch.tensor([3, 1, 3, 3]))
-    upload = local_upload(out, CLASSES, out.embedding * 2)
+    upload = local_upload(out, CLASSES, Privacy(), out.embedding * 2)
     assert upload.classes.tolist() == [1, 3]
     assert upload.support.tolist() == [1, 3]
     assert upload.values.tolist() == [[3, 4, 5], [5, 6, 7]]
     assert torch.equal(upload.fisher, upload.values * 2)
-    assert "fisher" not in local_upload(out, CLASSES).to_arrays()
+    assert "fisher" not in local_upload(out, CLASSES, Privacy()).to_arrays()
 
 
 def good(fisher: bool = True) -> dict[str, torch.Tensor]:

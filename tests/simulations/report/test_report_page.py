@@ -12,6 +12,7 @@ def test_report_has_its_sections_in_order(family):
         "Clients",
         "Partition",
         "Bytes on the wire",
+        "Privacy",
         "Failures",
         "Configuration and environment",
     ]

@@ -1,0 +1,129 @@
+"""From an experiment to the images of every client."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from federation.data_tables import DataTable
+from federation.experiment import Experiment
+from federation.learners.graphs import by_classes
+from federation.partition import PartitionReport, partition_report
+from federation.tables import Partition
+from graphcl.datasets import ImageSet, join_images, load_images, split_nodes
+from graphcl.errors import ConfigError
+from graphcl.training import derive_seed
+
+
+@dataclass(frozen=True)
+class Album:
+    """What one client learns from.
+
+    Attributes:
+        rows: Its images among those of all clients, int64 ``[n]``.
+        masks: Those to train on, to validate on and to test on, bool ``[n]`` each.
+    """
+
+    rows: Tensor
+    masks: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Albums:
+    """The images of all clients.
+
+    Attributes:
+        whole: All images, in one place for all clients.
+        albums: What each client holds of them.
+        report: Sizes and label skew; images have no edges.
+    """
+
+    whole: ImageSet
+    albums: list[Album]
+    report: PartitionReport
+    unit: ClassVar[str] = "images"
+    links: ClassVar[str] = "edges"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes over all clients."""
+        return self.whole.num_classes
+
+
+def albums(experiment: Experiment) -> Albums:
+    """Load, divide and split the images of an experiment; the last few results are kept.
+
+    Raises:
+        ConfigError: If the keys do not fit the data.
+        DataError: If the data break the rules of their format, or several sources do not agree.
+        PartitionError: If the images cannot be divided as asked.
+    """
+    return _albums(experiment.data, experiment.partition, experiment.run.seed)
+
+
+def album_of(experiment: Experiment, client: int) -> Album:
+    """Return what one client learns from: its own images, or under ``pooled`` those of all.
+
+    All clients' training images train then; the client's own validate and test.
+    """
+    found = albums(experiment)
+    own = found.albums[client]
+    if experiment.strategy.name != "pooled":
+        return own
+    train = torch.cat([album.rows[album.masks["train"]] for album in found.albums])
+    held = own.rows[~own.masks["train"]]
+    masks = {
+        split: torch.cat([torch.full((len(train),), split == "train"), mask[~own.masks["train"]]])
+        for split, mask in own.masks.items()
+    }
+    return Album(torch.cat([train, held]), masks)
+
+
+@lru_cache(maxsize=2)
+def _albums(data: DataTable, partition: Partition, seed: int) -> Albums:
+    sources = [
+        load_images(path, size=data.images.size or None, root=data.root or None)
+        for path in data.paths
+    ]
+    whole = join_images(sources, data.source)
+    if data.num_classes not in (0, whole.num_classes):
+        raise ConfigError(
+            f"data.num_classes: {data.num_classes} was promised, but {data.source} holds "
+            f"{whole.num_classes} classes; correct the key or leave it at 0"
+        )
+    parts = _divide(sources, partition, seed)
+    report = partition_report(
+        Data(y=whole.y, edge_index=torch.empty(2, 0, dtype=torch.long)), parts
+    )
+    found = []
+    for client, part in enumerate(parts):
+        rows = torch.from_numpy(part)
+        masks = split_nodes(
+            whole.y[rows],
+            data.train_ratio,
+            data.val_ratio,
+            seed=derive_seed(seed, "split", client),
+        )
+        found.append(Album(rows, dict(zip(("train", "val", "test"), masks, strict=True))))
+    return Albums(whole, found, report)
+
+
+def _divide(sources: list[ImageSet], partition: Partition, seed: int) -> list[np.ndarray]:
+    """Return the images of every client: clients in a row share a source, as evenly as can be."""
+    parts, first = [], 0
+    turns = np.array_split(np.arange(partition.clients), len(sources))
+    for number, (source, clients) in enumerate(zip(sources, turns, strict=True)):
+        if len(clients) * partition.min_nodes > len(source):
+            raise ConfigError(
+                f"partition.clients: {len(clients)} clients of at least {partition.min_nodes} "
+                f"images need more than the {len(source)} images of {source.name}; lower "
+                "partition.clients or partition.min_nodes"
+            )
+        own = derive_seed(seed, "partition", number)
+        parts += [first + part for part in by_classes(source.y, len(clients), partition, own)]
+        first += len(source)
+    return parts

@@ -1,0 +1,1 @@
+"""What leaves a node under prototype strategies: bounded, noised, and its cost in ε told."""
