@@ -19,6 +19,8 @@ from simulations.carriers.flower import FlowerCarrier
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import RayCarrier, RayGrid
 
+pytestmark = pytest.mark.processes
+
 UNLIKE = {"model.encoders": "gcn, sage, gat", "strategy.name": "feddbp"}
 ALIKE = {"model.encoders": "gcn", "strategy.name": "fedavg", "strategy.fraction": 0.5}
 PRETRAIN = {
@@ -34,6 +36,37 @@ OUTAGES = {
     "data.outages.locations": 24,
     "data.outages.events": 8,
     "partition.scheme": "natural",
+}
+IMAGES = {
+    "task.name": "images",
+    "data.source": "digits",
+    "partition.scheme": "practical",
+    "model.encoders": "cnn, resnet4",
+    "model.hidden_channels": 2,
+    "images.batch_size": 64,
+    "train.epochs": 1,
+    "run.rounds": 2,
+}
+SERIES = {
+    "task.name": "forecast",
+    "data.source": "confounded",
+    "data.series.nodes": 5,
+    "data.series.steps": 300,
+    "partition.scheme": "natural",
+    "partition.clients": 2,
+    "forecast.epoch_windows": 64,
+    "train.epochs": 1,
+}
+SHOPS = {
+    "task.name": "recommend",
+    "data.source": "shoppers",
+    "data.interactions.users": 12,
+    "data.interactions.items": 40,
+    "data.interactions.catalogue": 0.8,
+    "partition.scheme": "users",
+    "recommend.length": 6,
+    "train.epochs": 1,
+    "run.rounds": 2,
 }
 MASKED = {**UNLIKE, "privacy.masking": True}
 FAULTY = {
@@ -65,8 +98,19 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
 
 @pytest.mark.parametrize(
     "strategy",
-    [UNLIKE, ALIKE, PRETRAIN, OUTAGES, FAULTY, MASKED],
-    ids=["feddbp", "fedavg", "pretrain", "outages", "faulty", "masked"],
+    [
+        pytest.param(UNLIKE, id="feddbp"),
+        pytest.param(ALIKE, id="fedavg"),
+        pytest.param(PRETRAIN, id="pretrain"),
+        pytest.param(OUTAGES, id="outages"),
+        pytest.param(FAULTY, id="faulty"),
+        pytest.param(MASKED, id="masked"),
+        pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
+        pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
+        pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
+        pytest.param({**SHOPS, "strategy.name": "fedavg"}, id="shops-fedavg"),
+        pytest.param({**SHOPS, "strategy.name": "feddbp"}, id="shops-feddbp"),
+    ],
 )
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
