@@ -34,6 +34,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
 	$(BIN)/python tests/benchmarks/bench_recovery.py
 	$(BIN)/python tests/benchmarks/bench_hostile.py
+	$(BIN)/python tests/benchmarks/bench_asynchrony.py --seeds 5
+	$(BIN)/python tests/benchmarks/bench_faults.py
 	$(BIN)/python tests/benchmarks/bench_softmax.py
 	$(BIN)/python tests/benchmarks/bench_recommend.py
 

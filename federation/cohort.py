@@ -63,6 +63,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         },
         num_classes=_agree(facts, "num-classes", True),
         public_keys=keys,
+        samples={partition: told["num-examples"] for partition, told in facts.items()},
     )
 
 

@@ -68,6 +68,13 @@ SHOPS = {
     "train.epochs": 1,
     "run.rounds": 2,
 }
+ASYNCHRONOUS = {
+    **ALIKE,
+    "strategy.fraction": 1.0,
+    "asynchrony.spread": 1.0,
+    "asynchrony.buffer": 2,
+    "asynchrony.concurrency": 3,
+}
 MASKED = {**UNLIKE, "privacy.masking": True}
 FAULTY = {
     **UNLIKE,
@@ -77,6 +84,10 @@ FAULTY = {
     "faults.stale": 0.4,
     "faults.partial": 0.3,
     "faults.hostile": 0.25,
+    "faults.corrupt": 0.2,
+    "faults.memory": 0.2,
+    "faults.slow": 0.2,
+    "faults.slow_seconds": 0.01,
 }
 
 
@@ -105,6 +116,7 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
         pytest.param(OUTAGES, id="outages"),
         pytest.param(FAULTY, id="faulty"),
         pytest.param(MASKED, id="masked"),
+        pytest.param(ASYNCHRONOUS, id="asynchronous"),
         pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
         pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
         pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
@@ -175,6 +187,31 @@ def test_a_client_that_kills_its_process_costs_its_own_reply_alone(tiny, carrier
     trained = {line["partition"]: line for line in lines if line["kind"] == "client"}
     assert [trained[p]["status"] for p in range(4)] == ["ok", "failed", "ok", "ok"]
     assert "died" in trained[1]["reason"]
+
+
+def test_clients_that_crash_or_hang_cost_their_own_replies_alone(tiny, carrier) -> None:
+    keys = {
+        **ALIKE,
+        "strategy.fraction": 1.0,
+        "partition.clients": 6,
+        "run.rounds": 2,
+        "run.seed": 1,  # in round 2 clients 0 and 1 crash, 3 hangs
+        "run.min_success": 0.0,
+        "faults.crash": 0.1,
+        "faults.hang": 0.1,
+        "simulation.client_timeout": 5.0,
+    }
+    local = tiny(keys, folder="local")
+    expected = run_locally(local)
+    experiment = tiny(keys, folder="ray")
+    carrier.run(experiment)
+    assert figures(experiment)["digest"] == expected
+    lines = RunDirectory(experiment.run.directory).lines()
+    reasons = {line.get("fault"): line["reason"] for line in lines if line.get("fault")}
+    assert "simulation.client_timeout" in reasons["hang"]
+    assert "died" in reasons["crash"]
+    struck = [line for line in lines if line.get("fault")]
+    assert figures(experiment)["failed_updates"] == len(struck)
 
 
 def test_ctrl_c_under_flower_leaves_no_process_behind(tiny, tmp_path) -> None:
