@@ -28,7 +28,7 @@ from graphcl.errors import DataError
 from graphcl.metrics import masked_mae, masked_mape, masked_rmse
 from graphcl.spatiotemporal import SCFSGL, LastValue, Sample, SCFSGLConfig
 from graphcl.spatiotemporal.samples import SampleBatches
-from graphcl.spatiotemporal.sc_fsgl import Forecasts, Represented
+from graphcl.spatiotemporal.sc_fsgl import Represented
 from graphcl.training import clip_gradients, derive_seed, fit
 
 _SPREAD = 64  # windows that stand for all of a part
@@ -49,11 +49,11 @@ class ForecastNetwork(Projected):
 
     network: SCFSGL
 
-    def forward(self, sample: Sample) -> tuple[Represented, Forecasts]:
+    def forward(self, sample: Sample) -> tuple[Represented, Tensor]:
         """Return representations, ``fused`` behind the projector, and forecasts from them."""
         represented = self.network.represent(sample)
         represented = represented._replace(fused=self.projector(represented.fused))
-        return represented, self.network.forecasts(represented, sample)
+        return represented, self.network.forecast_of(represented, sample)
 
 
 class ForecastLearner(LabelledLearner):
@@ -127,8 +127,8 @@ class ForecastLearner(LabelledLearner):
         network = self.model.network
 
         def loss(sample: Sample) -> dict[str, Tensor]:
-            represented, forecasts = self.model(sample)
-            terms = network.terms(represented, forecasts, sample)
+            represented, forecast = self.model(sample)
+            terms = network.terms(represented, forecast, sample)
             return {**terms, **penalty(self._labelled(represented))}
 
         network.begin_round()
@@ -166,7 +166,7 @@ class ForecastLearner(LabelledLearner):
         self.model.eval()
         off = count = 0.0
         for sample in self._spread("val"):
-            off += float(((self.model(sample)[1].whole - sample.y).abs() * sample.y_mask).sum())
+            off += float(((self.model(sample)[1] - sample.y).abs() * sample.y_mask).sum())
             count += float(sample.y_mask.sum())
         return off / max(count, 1.0)
 
@@ -203,7 +203,7 @@ class ForecastLearner(LabelledLearner):
         windows, scaler = self.windows[split], self.model.network.scaler
         parts = torch.arange(len(windows)).split(64)
         samples = (Sample.of(windows.batch(part), scaler) for part in parts)
-        return torch.cat([scaler.inverse(self.model(sample)[1].whole) for sample in samples])
+        return torch.cat([scaler.inverse(self.model(sample)[1]) for sample in samples])
 
     def _reference(self, split: str, forecast: Tensor) -> float:
         """Return the error of the last value, which all others are divided by."""

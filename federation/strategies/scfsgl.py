@@ -3,12 +3,11 @@
 Liu et al., AAAI 2026.  From the paper: the codebook is what crosses the wire and is averaged, and
 all else stays.  Completed by us: the server clusters the rows of all codebooks, weighted by how
 often clients match them (``fuse = "mean"`` is the paper's average of rows); and the clients' other
-weights, but for those that belong to their sensors, cross as well (``share = "codebook"`` is the
-paper's wire).  Those behind the shared part become their mean, the same everywhere, so that this
-part holds what one rule tells at all clients.  Of the mean of those behind the own part, and of all
-where nothing is separated, each client takes the share with the least error on its validation
-windows, so that alike clients learn as one and unlike ones are not mixed up.  This is not a
-reproduction.
+weights, but for those that belong to their sensors, cross as well, of whose mean each client takes
+the share with the least error on its validation windows, so that alike clients learn as one and
+unlike ones are not mixed up (``share = "codebook"`` is the paper's wire).  Where parts are
+separated by transfer, those behind the shared part are that mean at every client instead, so that
+it holds what one rule tells everywhere.  This is not a reproduction.
 """
 
 from collections.abc import Iterable
@@ -27,7 +26,7 @@ from federation.strategies.weights import shared_weights
 from graphcl.errors import ReplyError
 
 _CODEBOOK = "network.codebook.prototypes"
-_OWN = ["network.own"]  # what is behind the own part
+_OWN = ["network.own"]  # what is behind the own part, where that is apart from the shared one
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the mean that a client may take
 _ITERATIONS = 10  # of Lloyd's; the rows hardly move after five
 
@@ -86,8 +85,8 @@ class SCFSGLExchange(Exchange):
         weights = {**model.state_dict(), **to_tensors(content.array_records["codebook"])}
         weights[_CODEBOOK] = weights.pop("prototypes")
         self.learner.load_weights(weights)
-        separate = self.experiment.forecast.separation == "conditional"
-        chosen = {n: value for n, value in mean.items() if not separate or is_named(n, _OWN)}
+        apart = model.network.own is not None
+        chosen = {n: value for n, value in mean.items() if not apart or is_named(n, _OWN)}
         own = {name: weights[name].clone() for name in chosen}
 
         def take(share: float) -> None:

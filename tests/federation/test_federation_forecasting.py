@@ -116,7 +116,7 @@ def test_what_belongs_to_the_sensors_stays_on_their_node(forecasts, staged, tmp_
     grid.serve()
     first, other = kept(grid, 0), kept(grid, 1)
     prefix = "" if strategy == "fedper" else "model/"
-    sensors = f"{prefix}network.own.encoder.node"
+    sensors = f"{prefix}network.encoder.node"
     assert {name for name in first if of_sensors(name)} > {sensors}
     assert not torch.equal(first[sensors], other[sensors])
 
@@ -128,7 +128,7 @@ def test_pooled_learns_one_network_of_all_regions(forecasts, staged, stored, tmp
     grid.serve()
     assert {key[2] for key in grid.sent if key[0] == "train"} == {0}
     served = to_tensors(grid.sent["evaluate", 1, 1].content["arrays"])
-    assert served["network.own.encoder.node"].shape == (12, 1, 8)
+    assert served["network.encoder.node"].shape == (12, 1, 8)
     for partition, line in enumerate(lines_of(tmp_path / "run", kind="client", round=1)):
         expected = by_hand(experiment, partition, served)
         assert {n: line[n.replace("-", "_")] for n in expected} == pytest.approx(expected, rel=1e-4)
@@ -141,15 +141,8 @@ def test_pooled_goes_on_after_its_first_round(forecasts, stored, tmp_path, summa
 
 
 def test_every_name_that_stays_is_one_of_the_network(forecasts):
-    """Sensors are told apart by the own part, or by the one encoder where nothing is separated."""
     experiment = forecasts()
-    weights = {
-        name
-        for separation in ("conditional", "off")
-        for name in ForecastLearner(
-            forecasts(**{"forecast.separation": separation}), 0
-        ).model.state_dict()
-    }
+    weights = ForecastLearner(experiment, 0).model.state_dict()
     for name in (*ForecastLearner.own_names(experiment), *ForecastLearner.heads):
         assert any(is_named(weight, [name]) for weight in weights), name
 
@@ -159,8 +152,7 @@ def test_fedper_averages_the_encoder_and_leaves_the_last_layers(forecasts, stage
     grid.serve()
     [up, *_] = [to_tensors(grid.replies["train", 2, p].content["arrays"]) for p in range(3)]
     whole = set(ForecastLearner(grid.experiment, 0).model.state_dict())
-    last = ("gate", "recall", "hidden", "usual", "out")
-    home = {n for n in whole if n.replace("own.", "").split(".")[1] in last}
+    home = {n for n in whole if n.split(".")[1] in ("gate", "recall", "hidden", "usual", "out")}
     assert set(up) == {name for name in whole - home if not of_sensors(name)}
     assert {"network.encoder.spatial.weight", "network.codebook.prototypes"} < set(up)
     for partition in range(3):
@@ -174,7 +166,7 @@ def test_clients_start_from_the_servers_weights_and_sensors_of_their_own(forecas
     models = [ForecastLearner.build(experiment, client, {}, 4) for client in ("server", 0, 1)]
     server, *clients = [shared_weights(model, experiment) for model in models]
     assert all(same(server, client) for client in clients)
-    first, other = (model.network.own.encoder.node for model in models[1:])
+    first, other = (model.network.encoder.node for model in models[1:])
     assert not torch.equal(first, other)
 
 
@@ -244,7 +236,7 @@ def test_samples_that_describe_are_told_of_under_prototype_algorithms_alone(fore
 
 def test_the_algorithms_terms_stand_beside_the_networks_own(forecasts):
     terms = ForecastLearner(forecasts(), 0).fit(lambda _: {"align": torch.tensor(2.0)})
-    assert set(terms) == {"mae", "shared", "codebook", "invariance", "align", "loss"}
+    assert set(terms) == {"mae", "codebook", "invariance", "align", "loss"}
     parts = sum(value for name, value in terms.items() if name != "loss")
     assert terms["loss"] == pytest.approx(parts)
 
@@ -272,7 +264,7 @@ def by_hand(experiment: Experiment, partition: int, weights) -> dict[str, float]
             splits["test"].seconds(steps)[None],
         )
         with torch.no_grad():
-            forecasts.append(scaler.inverse(model(sample)[1].whole)[0, :, asked])
+            forecasts.append(scaler.inverse(model(sample)[1])[0, :, asked])
         last = overall.expand(past.shape[1:]).clone()
         for step in past:
             last = torch.where(step.isnan(), last, step)

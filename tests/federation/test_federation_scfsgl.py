@@ -247,17 +247,6 @@ def exchange(forecasts):
     return SCFSGLExchange(experiment, ForecastLearner(experiment, 0))
 
 
-def of_own(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return those behind the own part."""
-    return {name: value for name, value in weights.items() if name.startswith("network.own.")}
-
-
-def mixed_with(own: dict[str, Tensor], mean: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return weights of which those behind the shared part are the mean."""
-    mine = of_own(own)
-    return {**mean, **{name: (1 - share) * mine[name] + share * mean[name] for name in mine}}
-
-
 def trained(experiment) -> dict[str, Tensor]:
     learner = ForecastLearner(experiment, 0)
     torch.manual_seed(0)
@@ -265,36 +254,12 @@ def trained(experiment) -> dict[str, Tensor]:
     return others(learner)
 
 
-def test_a_client_keeps_its_own_part_where_the_mean_does_harm(exchange):
+def test_a_client_keeps_its_own_weights_where_the_mean_does_harm(exchange):
     learner = exchange.learner
     own, error = others(learner), learner.val_error()
-    harmful = {name: 9 * normal(*value.shape) for name, value in of_own(own).items()}
-    received(exchange, {**own, **harmful})
+    received(exchange, {name: 9 * normal(*value.shape) for name, value in own.items()})
     assert same(others(learner), own)
     assert learner.val_error() == error
-
-
-def test_the_shared_part_is_the_mean_whatever_it_does(exchange):
-    own = others(exchange.learner)
-    mean = {name: value + normal(*value.shape) for name, value in own.items()}
-    received(exchange, mean)
-    found, part = others(exchange.learner), of_own(own)
-    rest = {name: value for name, value in mean.items() if name not in part}
-    assert same({name: found[name] for name in rest}, rest)
-
-
-def test_without_separation_all_weights_stay_where_the_mean_does_harm(forecasts):
-    experiment = forecasts("scfsgl", **{"forecast.separation": "off"})
-    exchange = SCFSGLExchange(experiment, ForecastLearner(experiment, 0))
-    own = others(exchange.learner)
-    received(exchange, {name: 9 * normal(*value.shape) for name, value in own.items()})
-    assert same(others(exchange.learner), own)
-
-
-def test_what_was_received_is_what_the_own_part_is_trained_on(exchange):
-    received(exchange, others(exchange.learner))
-    [held] = exchange.learner.model.network._held
-    assert same(held.state_dict(), exchange.learner.model.network.state_dict())
 
 
 def test_a_client_takes_the_mean_where_it_helps(exchange):
@@ -303,7 +268,7 @@ def test_a_client_takes_the_mean_where_it_helps(exchange):
     mean = trained(exchange.experiment)
     errors = {}
     for share in SHARES:
-        mixed = mixed_with(own, mean, share)
+        mixed = {name: (1 - share) * own[name] + share * mean[name] for name in own}
         learner.load_weights({**learner.model.state_dict(), **mixed})
         errors[share] = learner.val_error()
     learner.load_weights({**learner.model.state_dict(), **own})
@@ -312,7 +277,8 @@ def test_a_client_takes_the_mean_where_it_helps(exchange):
     assert share > 0
     assert learner.val_error() == pytest.approx(errors[share], rel=1e-5)
     assert learner.val_error() < error
-    torch.testing.assert_close(others(learner), mixed_with(own, mean, share))
+    expected = {name: (1 - share) * own[name] + share * mean[name] for name in own}
+    torch.testing.assert_close(others(learner), expected)
 
 
 def test_a_mean_of_its_own_weights_changes_nothing(exchange):
@@ -323,8 +289,7 @@ def test_a_mean_of_its_own_weights_changes_nothing(exchange):
 
 def test_a_mean_that_breaks_the_forecast_is_not_taken(exchange):
     own = others(exchange.learner)
-    broken = {name: torch.full_like(value, 1e38) for name, value in of_own(own).items()}
-    received(exchange, {**own, **broken})
+    received(exchange, {name: torch.full_like(value, 1e38) for name, value in own.items()})
     assert same(others(exchange.learner), own)
 
 

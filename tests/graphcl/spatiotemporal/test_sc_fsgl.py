@@ -81,7 +81,7 @@ def test_parts_are_fused_and_read_out_by_the_equations() -> None:
     series = road()
     model = started(series)
     found = model.represent(some(model, series))
-    temporal, spatial = found.shared
+    temporal, spatial = (shared + own for shared, own in zip(found.shared, found.own, strict=True))
     z = torch.sigmoid(model.gate(torch.cat([spatial, temporal], -1)))
     fused = z * spatial + (1 - z) * temporal
     readouts = []
@@ -91,63 +91,6 @@ def test_parts_are_fused_and_read_out_by_the_equations() -> None:
         readouts.append(expected.readout)
     expected = fused + model.recall(torch.cat([fused, *readouts], -1))
     torch.testing.assert_close(found.fused, expected)
-
-
-def test_a_forecast_is_that_of_the_shared_part_and_a_correction_by_the_own_one() -> None:
-    series = road()
-    model = started(series)
-    sample = some(model, series)
-    found = model.represent(sample)
-    own, (temporal, spatial) = model.own, found.own
-    z = torch.sigmoid(own.gate(torch.cat([spatial, temporal], -1)))
-    hidden = own.hidden(z * spatial + (1 - z) * temporal)
-    away = found.anchor.usual - found.anchor.last[:, None]
-    correction = own.usual(hidden).permute(0, 3, 1, 2) * away + own.out(hidden).permute(0, 3, 1, 2)
-    forecasts = model.forecasts(found, sample)
-    assert torch.equal(forecasts.shared, model.decode(found.fused, found.anchor))
-    torch.testing.assert_close(forecasts.whole, forecasts.shared + correction)
-    assert torch.equal(model(sample), forecasts.whole)
-
-
-def test_the_shared_part_learns_from_its_own_forecast_and_the_own_part_from_the_rest() -> None:
-    series = road()
-    model = started(series)
-    loss = model.loss(some(model, series))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for term, own in (("mae", True), ("shared", False)):
-        grads = torch.autograd.grad(
-            loss[term], list(trained.values()), allow_unused=True, retain_graph=True
-        )
-        reached = {n for n, g in zip(trained, grads, strict=True) if g is not None and g.any()}
-        # Both parts are masked alike, so that the masks learn from both.
-        found = {name.startswith("own.") for name in reached if "separation." not in name}
-        assert found == {own}
-
-
-def test_of_the_shared_part_that_is_held_the_own_one_trains_on_the_rest() -> None:
-    series = road()
-    model = started(series, dropout=0.0).train()
-    sample = some(model, series)
-    model.hold_shared()
-    held, names = model(sample), set(model.state_dict())
-    model.out.bias.data += 1.0
-    torch.testing.assert_close(model(sample), held)
-    torch.testing.assert_close(model.eval()(sample), held + 1.0)
-    assert set(model.state_dict()) == names
-    model.hold_shared()
-    torch.testing.assert_close(model.train()(sample), held + 1.0)
-
-
-def test_only_the_own_part_tells_sensors_apart() -> None:
-    series = road()
-    model = started(series)
-    sample = some(model, series)
-    before = model.forecasts(model.represent(sample), sample)
-    model.own.encoder.node.data += 1.0
-    after = model.forecasts(model.represent(sample), sample)
-    assert torch.equal(after.shared, before.shared)
-    assert not torch.allclose(after.whole, before.whole)
-    assert model.encoder.node is None
 
 
 def test_what_is_usual_leaves_out_a_training_window_and_its_future() -> None:
@@ -204,11 +147,9 @@ def test_the_penalty_in_closed_form_is_the_gradient_differentiated_twice(side) -
     assert closed > 0
     torch.testing.assert_close(closed, defined)
     torch.testing.assert_close(ours, theirs)
-    assert {
-        "encoder.time.weight",
-        "encoder.window.0.weight",
-        f"separation.{side}.mask.weight",
-    } <= set(ours)
+    assert {"encoder.node", "encoder.window.0.weight", f"separation.{side}.mask.weight"} <= set(
+        ours
+    )
     assert "out.weight" not in ours  # it trains what is represented, not the layer that it asks
 
 
@@ -221,7 +162,6 @@ def test_the_loss_is_the_error_and_the_weighted_terms_of_both_sides() -> None:
     assert len(represented.matches) == 2
     expected = {
         "mae": masked_error(model(sample), sample),
-        "shared": masked_error(model.decode(represented.fused, represented.anchor), sample),
         "codebook": 0.3 * sum(match.alignment for match in represented.matches),
         "invariance": 0.7 * sum(penalties),
     }
@@ -232,10 +172,10 @@ def test_the_loss_is_the_error_and_the_weighted_terms_of_both_sides() -> None:
     ("fields", "terms"),
     [
         (PLAIN, {"mae"}),
-        ({"alignment_weight": 0.0, "invariance_weight": 0.0}, {"mae", "shared"}),
+        ({"alignment_weight": 0.0, "invariance_weight": 0.0}, {"mae"}),
         ({"separation": "off"}, {"mae", "codebook"}),
-        ({"num_prototypes": 0}, {"mae", "shared", "invariance"}),
-        ({"alignment_weight": 0.0}, {"mae", "shared", "invariance"}),
+        ({"num_prototypes": 0}, {"mae", "invariance"}),
+        ({"alignment_weight": 0.0}, {"mae", "invariance"}),
     ],
     ids=["plain", "no weights", "no separation", "no codebook", "no alignment"],
 )
@@ -311,7 +251,7 @@ def test_masks_are_alike_in_training_and_in_forecasts() -> None:
     sample = some(model, series)
     conditions: list[Tensor] = []
     model.separation["temporal"].register_forward_pre_hook(
-        lambda _, args: conditions.append(args[2])
+        lambda _, args: conditions.append(args[1])
     )
     model.eval()(sample)
     model.train()(sample)
@@ -366,7 +306,8 @@ def test_the_order_of_the_nodes_means_nothing() -> None:
     order = torch.tensor([3, 0, 4, 2, 1])
     model, moved = started(series), started(series.at(order))
     own = weights(model)
-    own["own.encoder.node"] = own["own.encoder.node"][order]
+    for name in ("encoder.node", "previous.node"):
+        own[name] = own[name][order]
     for name in ("profile.total", "profile.count"):
         own[name] = own[name][:, order]
     moved.load_state_dict(own)
@@ -423,7 +364,8 @@ def test_only_what_belongs_to_the_sensors_depends_on_their_number() -> None:
         "scaler.deviation",
         "profile.total",
         "profile.count",
-        "own.encoder.node",
+        "encoder.node",
+        "previous.node",
     }
 
 
@@ -486,10 +428,10 @@ def relative_error(
 
 
 def test_it_learns_confounded_series_that_the_last_value_cannot_follow() -> None:
-    series = confounded_series(1, 8, 1500, interval=1800)[0].series
-    model = SCFSGL(SCFSGLConfig(hidden_channels=16, epochs=8, learning_rate=5e-3))
-    # 0.76 with seed 0.
-    assert relative_error(model, chronological_split(series)) < 0.85
+    series = confounded_series(1, 8, 800)[0].series
+    model = SCFSGL(SCFSGLConfig(hidden_channels=16, epochs=5, learning_rate=5e-3))
+    # 0.40 to 0.42 over four seeds.
+    assert relative_error(model, chronological_split(series)) < 0.5
 
 
 def test_it_forecasts_traffic_better_than_the_last_value(data_root) -> None:
