@@ -1,10 +1,11 @@
 """Does SC-FSGL's separation recover what the clients of ``confounded_series`` share?
 
-Four federated clients; of every test window, the changes of the true shared part s and of the
-confounder c until each step ahead. Asked is which of them a part of the representation is *used*
-for: a forecast is what it is without either part, plus a contribution of the shared and one of the
-own part (the mean over both orders of adding them: Shapley's value), and each contribution is
-correlated with the change of s and of c. With r the correlation over windows,
+Four federated clients whose confounders obey opposite laws; of every test window, the changes of
+the true shared part s and of the confounder c until each step ahead. Asked is which of them a part
+of the representation is *used* for: a forecast is what it is without either part, plus a
+contribution of the shared and one of the own part (the mean over both orders of adding them:
+Shapley's value), and each contribution is correlated with the change of s and of c. With r the
+correlation over windows,
 
     separation = (r(shared, s) - r(own, s) + r(own, c) - r(shared, c)) / 2
 
@@ -193,7 +194,7 @@ def scores(contribution: Tensor, truth: ConfoundedSeries) -> list[float]:
 
 def measure(seed: int) -> dict[str, list[float]]:
     """Return all columns of all rows, means over clients; those of regressions lack the last."""
-    truths = confounded_series(CLIENTS, NODES, STEPS, interval=INTERVAL, seed=seed)
+    truths = confounded_series(CLIENTS, NODES, STEPS, interval=INTERVAL, laws="opposite", seed=seed)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{truth.series.name}.npz" for truth in truths]

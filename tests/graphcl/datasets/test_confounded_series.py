@@ -70,9 +70,22 @@ def test_every_client_obeys_the_same_law_on_its_own_graph(clients):
     assert len(graphs) == len(clients)
 
 
-def test_what_moves_a_confounder_is_repeated_at_every_other_client_and_undone_at_the_rest(clients):
-    echoes = []
+def test_confounders_oscillate_at_a_frequency_of_their_client_and_not_of_the_day(clients):
+    peaks = []
     for client in clients:
+        confounder = client.confounder.double().mean(dim=1).numpy()
+        trend = np.polynomial.Polynomial.fit(np.arange(2016), confounder, 1)(np.arange(2016))
+        power = np.abs(np.fft.rfft(confounder - trend)) ** 2
+        power[: 2 * 7 + 1] = 0  # bursts are slow; the cycles of the shared part end at 2 a day
+        peaks.append(int(power.argmax()))
+        assert 2.5 * 7 - 1 <= peaks[-1] <= 10 * 7 + 1
+    assert len(set(peaks)) == len(peaks)
+
+
+def test_of_opposite_laws_one_repeats_what_moves_a_confounder_and_the_next_undoes_it(clients):
+    echoes = []
+    for client, other in zip(confounded_series(4, laws="opposite"), clients, strict=True):
+        assert torch.equal(client.shared, other.shared)
         c = client.confounder.double().mean(dim=1).numpy()
         moves = c[1:] - RETENTION * c[:-1]
         before = moves[:-DELAY]
@@ -82,8 +95,8 @@ def test_what_moves_a_confounder_is_repeated_at_every_other_client_and_undone_at
     assert echoes == pytest.approx([ECHO, -ECHO, ECHO, -ECHO], abs=0.03)
 
 
-def test_with_steps_of_half_an_hour_neither_part_hides_the_other_or_tells_it():
-    for client in confounded_series(4, interval=1800):
+def test_of_opposite_laws_and_half_an_hour_neither_part_hides_the_other_or_tells_it():
+    for client in confounded_series(4, interval=1800, laws="opposite"):
         parts = [part[DELAY:] - part[:-DELAY] for part in (client.shared, client.confounder)]
         assert 0.4 < parts[0].std() / parts[1].std() < 2
         assert abs(np.corrcoef(*(part.flatten().numpy() for part in parts))[0, 1]) < 0.2
