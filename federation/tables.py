@@ -227,8 +227,8 @@ class Forecast(Table):
     hops: int = key(_FORECAST.hops, "steps along the graph, in each direction", ge=1)
     separation: Literal["conditional", "transfer", "off"] = key(
         _FORECAST.separation,
-        "of shared and own factors: by a mask conditioned on the round before, or by an own part "
-        "that corrects a shared one, or off",
+        "what divides shared and own factors: conditional = masks from the round before, transfer "
+        "= these, and an own part that corrects what the shared one forecasts alone, off = nothing",
     )
     num_prototypes: int = key(
         _FORECAST.num_prototypes, "rows of the codebook, at least 2; 0 = no codebook", ge=0

@@ -45,10 +45,10 @@ class SCFSGLConfig(NetworkConfig):
     Attributes:
         num_layers: Residual blocks of the temporal extractor.
         hops: Steps of the diffusion, in each direction.
-        separation: Into a shared and an own part by masks that are ``"conditional"`` on the round
-            before, decoded as one (the paper's); by such masks of two encoders, where the own part
-            corrects what the shared part forecasts alone (``"transfer"``, ours: it recovers what
-            clients share better, and may forecast worse); or not at all (``"off"``, an ablation).
+        separation: What divides a shared and an own part: ``"conditional"``, masks conditioned on
+            the round before, both parts decoded as one (the paper's); ``"transfer"``, such masks
+            and an own part that corrects what the shared one forecasts alone (ours; it recovers
+            what clients share better, and often forecasts worse); ``"off"``, nothing (an ablation).
         num_prototypes: Rows of the codebook, at least 2; 0 leaves it out.
         temperature: Of the alignment with the codebook.
         alignment_weight: Weight of that alignment.

@@ -120,6 +120,7 @@ def test_small_clients_are_legal(sizes):
         *({name: 0} for name in ("num_clients", "num_nodes", "num_steps", "interval")),
         {"noise": -0.1},
         {"confounding": math.nan},
+        {"laws": "alike"},
     ],
     ids=str,
 )
