@@ -20,7 +20,7 @@ the most there is. Steps of half an hour, where s and c change alike within a ho
 hour s hardly does. Design and figures while it was worked on are of seed 10, those reported of
 others.
 
-Run with ``python tests/benchmarks/bench_recovery.py --seeds 0 1 2``; about three minutes.
+Run with ``python tests/benchmarks/bench_recovery.py --seeds 0 1 2``; about six minutes.
 """
 
 import argparse
