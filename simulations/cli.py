@@ -15,7 +15,7 @@ from federation.experiment import Experiment, Scalar, describe_keys, load_experi
 from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
-from simulations import outage_command, recommend_command, terminal
+from simulations import deploy_command, outage_command, recommend_command, terminal
 from simulations.audit_command import audit
 from simulations.compare_command import compare
 from simulations.probe_command import probe
@@ -108,6 +108,7 @@ app.command()(probe)
 app.command()(audit)
 app.command()(compare)
 app.command()(sweep)
+app.add_typer(deploy_command.app, name="deploy")
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 

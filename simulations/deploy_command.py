@@ -1,0 +1,68 @@
+"""``graphcl deploy``: from a folder of data on each site to a running federation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from federation.deploy.provision import Provisioned, provision, revoke, rotate
+from simulations import terminal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Federations of sites whose data may not leave: provision, check, run, export.",
+)
+
+Folder = Annotated[Path, typer.Option("--out", help="Folder of all folders.")]
+
+
+@app.command("init")
+def init(
+    sites: Annotated[Path, typer.Option(help="Description of server and sites.")] = Path(
+        "sites.toml"
+    ),
+    out: Folder = Path("deployment"),
+) -> None:
+    """Make keys, certificates and a folder per machine, or bring those there up to date.
+
+    Keys that exist stay; a site that the description does not name any more is revoked.
+    """
+    done = provision(sites, out)
+    _print_done(done)
+    terminal.say(
+        f"{escape(str(done.folder))}/server goes to the server, each of sites/ to its site, and "
+        "authority/ stays here: whoever has it can pretend to be the server."
+    )
+
+
+@app.command("rotate")
+def rotate_key(
+    name: Annotated[str, typer.Argument(help="server, or the name of a site.")],
+    out: Folder = Path("deployment"),
+) -> None:
+    """Give the server or a site a new key; the old one counts no more."""
+    _print_done(rotate(out, name))
+    if name == "server":
+        terminal.say("Take server/server.key and server/server.crt to the server and restart it.")
+
+
+@app.command("revoke")
+def revoke_site(
+    name: Annotated[str, typer.Argument(help="The name of a site.")],
+    out: Folder = Path("deployment"),
+) -> None:
+    """Take a site out of the federation for good."""
+    _print_done(revoke(out, name))
+
+
+def _print_done(done: Provisioned) -> None:
+    out = escape(str(done.folder))
+    for name in done.revoked:
+        terminal.say(
+            f"revoked the key of [bold]{name}[/bold]: take server/server.toml to the server"
+        )
+    for name in done.made:
+        terminal.say(f"new key for [bold]{name}[/bold]: take {out}/sites/{name} to the site")
+    if done.made:
+        terminal.say("and server/server.toml and server/keys to the server.")
