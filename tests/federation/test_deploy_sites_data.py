@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,8 @@ from federation.deploy.split import split
 from federation.experiment import Experiment, load_experiment
 from federation.learners import clients_of
 from federation.learners.graphs import graph_of
+from federation.learners.platforms import platform_of
+from federation.learners.sites import splits_of
 from graphcl.datasets import (
     load_npz,
     load_outage_events,
@@ -322,3 +325,43 @@ def test_a_node_draws_the_split_of_its_partition(held):
     assert torch.equal(masks[0], masks[2])
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], clients_of(experiment).graphs[0].train_mask)
+
+
+# The formats that a site may bring.
+
+
+def test_a_shop_may_bring_its_tables(shops, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "shop"
+    folder.mkdir()
+    rows = [(u, int(rng.integers(8)), t) for u in range(6) for t in range(5)]
+    events = "\n".join(f"{user},item-{item},{1000 * time + user}" for user, item, time in rows)
+    (folder / "interactions.csv").write_text(f"user,item,time\n{events}\n")
+    items = "\n".join(f"item-{item},{'ab'[item % 2]}" for item in range(8))
+    (folder / "items.csv").write_text(f"item,category\n{items}\n")
+    keys = {
+        "data.source": str(folder / "interactions.csv"),
+        "data.interactions.item_tables": str(folder / "items.csv"),
+        "data.interactions.categories": "a, b",
+        "partition.scheme": "natural",
+        "partition.clients": 1,
+    }
+    experiment = shops("feddbp", **keys)
+    whole = clients_of(experiment).platforms[0]
+    own = platform_of(experiment.at_site(str(folder)), 0)
+    assert torch.equal(own.train.item, whole.train.item)
+    assert torch.equal(own.label, whole.label)
+    assert set(own.label.tolist()) == {-1, 0, 1}
+
+
+def test_a_description_of_series_lies_beside_what_it_describes(forecasts, tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    values = np.random.default_rng(0).random((300, 4)).astype(np.float32)
+    np.savez(folder / "speeds.npz", speed=values, edges=np.array([[0, 1], [1, 2]]))
+    (folder / "series.toml").write_text(
+        'file = "speeds.npz"\nchannel_names = ["speed [mph]"]\nstart = "2024-01-01T00:00Z"\n'
+        'interval = 300\n[names]\nvalues = "speed"\n'
+    )
+    experiment = forecasts("fedavg").at_site(str(folder))
+    train = splits_of(experiment, 2)["train"]
+    assert torch.equal(train.values[:, :, 0], torch.from_numpy(values[:210]))

@@ -74,3 +74,10 @@ def test_errors_are_one_message_and_leave_nothing_behind(graphcl, tmp_path):
     assert (code, "nothing was provisioned here" in text) == (2, True)
     code, text = graphcl("deploy", "export", ".", "models", "--data", "x")
     assert (code, "--data is that of one site" in text) == (2, True)
+
+
+def test_every_key_of_a_sites_file_is_listed(graphcl):
+    code, text = graphcl("keys", "--sites")
+    assert code == 0
+    for key in ("experiment", "server.hosts", "server.validity_days", "site.name", "site.data"):
+        assert key in text
