@@ -122,6 +122,8 @@ def _partition(context: Context) -> int:
 def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     experiment = experiment_of(context.run_config)
+    if data := context.node_config.get("data"):  # on an edge node, where nobody else's data are
+        experiment = experiment.at_site(str(data))
     threads = experiment.simulation.cpus_per_client
     if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
         torch.set_num_threads(threads)

@@ -54,10 +54,14 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
             f"{len(facts)} of {experiment.partition.clients} nodes said hello within "
             f"{experiment.run.timeout:g} s"
         )
+    averaged = experiment.strategy.name in WEIGHT_STRATEGIES
+    for name in next(iter(facts.values())):
+        if name.endswith("-names"):
+            _agree(facts, name, averaged)
     return Facts(
         nodes=dict(sorted(found.items(), key=lambda item: item[1])),
         channels={
-            name: _agree(facts, name, experiment.strategy.name in WEIGHT_STRATEGIES)
+            name: _agree(facts, name, averaged)
             for name in next(iter(facts.values()))
             if name.endswith("-channels")
         },

@@ -7,6 +7,8 @@ import typer
 from rich.markup import escape
 
 from federation.deploy.provision import Provisioned, provision, revoke, rotate
+from federation.deploy.split import split
+from federation.experiment import describe_keys, load_experiment
 from simulations import terminal
 
 app = typer.Typer(
@@ -66,3 +68,25 @@ def _print_done(done: Provisioned) -> None:
         terminal.say(f"new key for [bold]{name}[/bold]: take {out}/sites/{name} to the site")
     if done.made:
         terminal.say("and server/server.toml and server/keys to the server.")
+
+
+@app.command("split")
+def split_data(
+    config: Annotated[Path, typer.Argument(help="Experiment file of a simulation.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+) -> None:
+    """Write the data of a simulation's clients as sites, to try a deployment with them.
+
+    The experiment file that is written has these as its natural partition, so that a simulation
+    and a deployment of it can be compared.
+    """
+    experiment = load_experiment(config, terminal.parse_settings(set_ or [], describe_keys()))
+    deployment = split(experiment, out)
+    place = escape(str(out))
+    terminal.say(f"{len(deployment.site)} sites under {place}/data. To go on:")
+    terminal.say(f"  graphcl run {place}/config.toml            # as a simulation")
+    terminal.say(f"  graphcl deploy init --sites {place}/sites.toml --out {place}/deployment")

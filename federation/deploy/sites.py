@@ -106,7 +106,10 @@ class Deployment(Table):
 
     def to_toml(self) -> str:
         """Return the description as a file with every key written out."""
-        return tomli_w.dumps(self.model_dump())
+        whole = self.model_dump()
+        sites = whole.pop("site")
+        tables = ["[[site]]\n" + tomli_w.dumps(site) for site in sites]
+        return "\n".join([tomli_w.dumps(whole), *tables])
 
 
 def load_deployment(path: str | Path) -> tuple[Deployment, Experiment]:
