@@ -9,7 +9,7 @@ from rich.markup import escape
 from federation.deploy.provision import Provisioned, provision, revoke, rotate
 from federation.deploy.split import split
 from federation.experiment import describe_keys, load_experiment
-from simulations import terminal
+from simulations import deploy_run_command, terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of all folders.")]
+
+deploy_run_command.add_commands(app)
 
 
 @app.command("init")

@@ -1,0 +1,61 @@
+"""The keys that a SuperLink lets in: made equal to those in the server's folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+from federation.deploy.grid import Site
+from graphcl.errors import FederationError
+
+
+def let_in(sites: Sequence[Site], address: str, authority: Path) -> tuple[list[str], int]:
+    """Register the keys of sites, and unregister all others, for good.
+
+    Args:
+        sites: Who may take part.
+        address: Of the SuperLink, on this machine.
+        authority: Certificate by which it is known.
+
+    Returns:
+        The names of the sites that are new, and how many keys were taken out.
+
+    Raises:
+        FederationError: If the SuperLink refuses.
+    """
+    client = ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=False,
+        root_certificates=authority.read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="graphcl")],
+    )
+    try:
+        nodes = [
+            node
+            for node in client.ListNodes(ListNodesRequest()).nodes_info
+            if node.status != NodeStatus.UNREGISTERED
+        ]
+        wanted = {site.key for site in sites}
+        strangers = [node for node in nodes if node.public_key not in wanted]
+        for node in strangers:
+            client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+        known = {node.public_key for node in nodes}
+        new = [site for site in sites if site.key not in known]
+        for site in new:
+            client.RegisterNode(RegisterNodeRequest(public_key=site.key, name=site.name))
+    except httpx.HTTPStatusError as error:
+        raise FederationError(
+            f"the SuperLink refused to register the sites' keys: {error.response.text[:300]}; a "
+            "key that was taken out once needs a new pair: `graphcl deploy rotate NAME`"
+        ) from None
+    finally:
+        client.close()
+    return [site.name for site in new], len(strangers)
