@@ -10,6 +10,7 @@ from federation.deploy.provision import Provisioned, provision, revoke, rotate
 from federation.deploy.split import split
 from federation.experiment import describe_keys, load_experiment
 from simulations import deploy_run_command, terminal
+from simulations.deploy_check_command import check
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,3 +93,6 @@ def split_data(
     terminal.say(f"{len(deployment.site)} sites under {place}/data. To go on:")
     terminal.say(f"  graphcl run {place}/config.toml            # as a simulation")
     terminal.say(f"  graphcl deploy init --sites {place}/sites.toml --out {place}/deployment")
+
+
+app.command("check")(check)

@@ -1,6 +1,7 @@
 """``graphcl deploy server`` and ``graphcl deploy site``: run what ``init`` provisioned."""
 
-import logging
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from federation.deploy import site as keeper
+from federation.deploy.bundles import SiteBundle, load_bundle_experiment
 from federation.deploy.processes import stopped_by_signals
 from federation.deploy.server import Server
-from federation.deploy.site import SiteNode
 from simulations import terminal
 from simulations.progress import watch
 
@@ -34,13 +36,13 @@ def server(
 
     Ctrl-C ends it cleanly; started again it goes on from the last checkpoint.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     running = Server(bundle, _say, max_megabytes * 2**20)
-    directory = escape(str(running.run.path))
-    if running.run.summary.exists():
+    directory = escape(str(running.word.run))
+    if running.finished:
         terminal.say(f"The run is finished: {directory}. Move it away to begin another.")
         return
-    shown = running.experiment.override({"run.directory": str(running.run.path)})
+    experiment = load_bundle_experiment(bundle)
+    shown = experiment.override({"run.directory": str(running.word.run)})
     progress = nullcontext() if quiet else watch(shown, terminal.console)
     with stopped_by_signals() as stop, progress:
         finished = running.serve(stop)
@@ -56,10 +58,9 @@ def site(bundle: _Bundle) -> None:
     It answers the server with what its experiment asks for, and nothing else: code that comes with
     a run is not executed here.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    node = SiteNode(bundle, _say)
-    with stopped_by_signals() as stop:
-        node.serve(stop)
+    SiteBundle.load(bundle)
+    # In place of this process, which holds torch for nothing.
+    os.execv(sys.executable, [sys.executable, "-m", keeper.__name__, str(bundle)])  # noqa: S606
 
 
 def _say(text: str) -> None:

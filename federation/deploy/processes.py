@@ -14,11 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import tomli_w
 
-from federation.experiment import Scalar
 from graphcl.errors import FederationError
 
 SAFE_SETTINGS = {
@@ -28,8 +28,10 @@ SAFE_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 CONNECTION = "graphcl"
+MAX_BYTES = "GRAPHCL_MAX_BYTES"  # variable: the largest request to a SuperLink in bytes
+NODE_FILE = "GRAPHCL_NODE_FILE"  # variable: the file in which a SuperNode keeps its number
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _STOP_SECONDS = 8.0
 _BINARIES = Path(sys.executable).parent
 
@@ -64,13 +66,13 @@ def write_connection(home: Path, connection: Mapping[str, str | bool]) -> None:
 
 
 def write_app(
-    folder: Path, config: Mapping[str, Scalar], server: str = "federation.server_app"
+    folder: Path, config: Mapping[str, Any], server: str = "federation.server_app"
 ) -> Path:
     """Write a Flower app that imports the installed components.
 
     Args:
         folder: Where; what is there is replaced.
-        config: The experiment's dotted keys.
+        config: The experiment, as nested tables or dotted keys.
         server: Module of the ServerApp.
     """
     shutil.rmtree(folder, ignore_errors=True)

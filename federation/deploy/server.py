@@ -16,13 +16,13 @@ from typing import Any
 
 import psutil
 
-from federation.deploy import server_app, superlink
 from federation.deploy.authority import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
-from federation.deploy.bundles import STATE, ServerBundle, load_bundle_experiment
+from federation.deploy.bundles import CONFIG, STATE, ServerBundle
 from federation.deploy.files import make_private_folder
 from federation.deploy.grid import Site
 from federation.deploy.processes import (
     CONNECTION,
+    MAX_BYTES,
     binary,
     environment,
     start_logged,
@@ -33,15 +33,16 @@ from federation.deploy.processes import (
     write_connection,
 )
 from federation.deploy.registry import let_in
-from federation.experiment import Experiment
-from federation.run_directory import RunDirectory
+from federation.deploy.sites import read_table
+from federation.deploy.word import FAILED, FINISHED, FOLDER, Word
 from graphcl.errors import FederationError
 
 _LOOK_SECONDS = 0.2
-_APP_SECONDS = 60.0  # for the ServerApp to start
-_COMMAND_SECONDS = 60.0
+_APP_SECONDS = 180.0  # for the ServerApp to start
+_COMMAND_SECONDS = 180.0
 _MOST_RESTARTS = 5
 _QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+_SUPERLINK, _SERVER_APP = "federation.deploy.superlink", "federation.deploy.server_app"
 
 
 class Server:
@@ -59,21 +60,21 @@ class Server:
     def __init__(self, folder: Path, say: Callable[[str], None], max_bytes: int):
         self.folder = folder.resolve()
         self.bundle = ServerBundle.load(self.folder)
-        self.experiment: Experiment = load_bundle_experiment(self.folder)
         self.state = make_private_folder(self.folder / STATE)
-        self.run = RunDirectory(self.state / server_app.RUN)
+        self.word = Word(self.folder)
         self._say = say
         self._home = make_private_folder(self.state / "flower")
         self._log = self.state / "superlink.log"
         self._environment = environment(
             self._home,
-            {
-                **_QUICK,
-                superlink.MAX_BYTES: str(max_bytes),
-                server_app.FOLDER: str(self.folder),
-            },
+            {**_QUICK, MAX_BYTES: str(max_bytes), FOLDER: str(self.folder)},
         )
         self._superlink: subprocess.Popen[bytes] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.word.run / "summary.json").exists()
 
     def serve(self, stop: threading.Event) -> bool:
         """Run until the experiment is finished or somebody says stop.
@@ -92,7 +93,7 @@ class Server:
                 self._register_keys()
                 self._submit()
                 if self._follow(stop):
-                    return self.run.summary.exists()
+                    return self.finished
             raise FederationError(
                 f"the SuperLink ended {_MOST_RESTARTS + 1} times; {self._log} ends with:\n"
                 + tail(self._log)
@@ -106,7 +107,7 @@ class Server:
         authority = self.folder / CA_CERTIFICATE
         write_connection(self._home, {**where, "root-certificates": str(authority)})
         command = [
-            *(sys.executable, "-m", superlink.__name__),
+            *(sys.executable, "-m", _SUPERLINK),
             *("--host", self.bundle.bind, "--port", str(self.bundle.port)),
             *("--ssl-ca-certfile", str(authority)),
             *("--ssl-certfile", str(self.folder / SERVER_CERTIFICATE)),
@@ -125,7 +126,7 @@ class Server:
 
     def _stop_app(self) -> None:
         """Stop a ServerApp whose SuperLink is gone: it would keep the run directory."""
-        pid = self._word().get("pid")
+        pid = self.word.outcome().get("pid")
         if pid is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -145,19 +146,19 @@ class Server:
             self._say(f"{gone} keys that the folder does not hold may not take part any more")
 
     def _submit(self) -> None:
-        (self.state / server_app.OUTCOME).unlink(missing_ok=True)
-        portable = self.experiment.override({"run.directory": ""})
-        app = write_app(self._home / "app", portable.flat(), server_app.__name__)
+        self.word.forget()
+        config = read_table(self.folder / CONFIG, "copy the whole folder anew")
+        app = write_app(self._home / "app", config, _SERVER_APP)
         self._flower("run", str(app), CONNECTION, "--format", "json")
 
     def _follow(self, stop: threading.Event) -> bool:
         """Wait for the end of the run; say False if the SuperLink ended before it."""
         started = time.monotonic()
         while not stop.wait(_LOOK_SECONDS):
-            word = self._word()
-            if word.get("status") == "finished":
+            word = self.word.outcome()
+            if word.get("status") == FINISHED:
                 return True
-            if word.get("status") == "failed":
+            if word.get("status") == FAILED:
                 raise FederationError(f"the run stopped: {word['error']}")
             assert self._superlink is not None  # noqa: S101 - it was started
             if self._superlink.poll() is not None:
@@ -168,14 +169,6 @@ class Server:
                     f"the ServerApp does not run; {self._log} ends with:\n{tail(self._log)}"
                 )
         return True
-
-    def _word(self) -> dict[str, Any]:
-        """Return what the ServerApp last left word of."""
-        file = self.state / server_app.OUTCOME
-        if not file.exists():
-            return {}
-        word: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return word
 
     def _flower(self, *arguments: str) -> dict[str, Any]:
         """Run a command of Flower's and return what it prints."""

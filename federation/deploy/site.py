@@ -14,15 +14,21 @@ from pathlib import Path
 
 import tomli_w
 
-from federation.deploy import supernode, worker
 from federation.deploy.authority import CA_CERTIFICATE, SITE_KEY
 from federation.deploy.bundles import STATE, SiteBundle
 from federation.deploy.files import PRIVATE, make_private_folder, write
-from federation.deploy.processes import environment, start_logged, stop_family, tail
-from graphcl.errors import FederationError
+from federation.deploy.processes import (
+    NODE_FILE,
+    environment,
+    start_logged,
+    stop_family,
+    stopped_by_signals,
+    tail,
+)
 
 STATES = "personal"
 
+_SUPERNODE, _WORKER = "federation.deploy.supernode", "federation.deploy.worker"
 _LOOK_SECONDS = 0.2
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # before a new start; doubled by each that fails at once
 _STABLE_SECONDS = 60.0
@@ -50,16 +56,12 @@ class SiteNode:
         self._say = say
         self._secret = self.state / "worker.secret"
         self._node_log, self._worker_log = self.state / "supernode.log", self.state / "worker.log"
-        variables = {supernode.NODE_FILE: str(self.state / "node")}
+        variables = {NODE_FILE: str(self.state / "node")}
         self._environment = environment(make_private_folder(self.state / "flower"), variables)
         self._processes: list[_Process] = []
 
     def serve(self, stop: threading.Event) -> None:
-        """Run until somebody says stop.
-
-        Raises:
-            FederationError: If the server refuses the site, which no new start would change.
-        """
+        """Run until somebody says stop."""
         pause = _FIRST_PAUSE
         try:
             while not stop.is_set():
@@ -68,12 +70,12 @@ class SiteNode:
                 self._follow(stop)
                 if stop.is_set():
                     break
-                self._check_refusal()
-                lasted = time.monotonic() - started
-                pause = _FIRST_PAUSE if lasted > _STABLE_SECONDS else min(2 * pause, _LONGEST_PAUSE)
-                self._say(f"The node ended; it starts anew in {pause:g} s")
                 self._stop()
+                if time.monotonic() - started > _STABLE_SECONDS:
+                    pause = _FIRST_PAUSE
+                self._say(f"{self._why_ended()}; it starts anew in {pause:g} s")
                 stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
             self._stop()
 
@@ -83,7 +85,7 @@ class SiteNode:
         # Flower reads a TOML table: JSON's strings are TOML's.
         config = " ".join(tomli_w.dumps(self.bundle.node_config).splitlines())
         node = [
-            *(sys.executable, "-m", supernode.__name__),
+            *(sys.executable, "-m", _SUPERNODE),
             *("--superlink", self.bundle.server),
             *("--root-certificates", str(self.folder / CA_CERTIFICATE)),
             *("--auth-supernode-private-key", str(self.folder / SITE_KEY)),
@@ -92,7 +94,7 @@ class SiteNode:
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
         ]
         helper = [
-            *(sys.executable, "-m", worker.__name__),
+            *(sys.executable, "-m", _WORKER),
             *("--runtime", runtime, "--secret", str(self._secret)),
             *("--states", str(make_private_folder(self.state / STATES))),
         ]
@@ -116,10 +118,20 @@ class SiteNode:
             if any(process.poll() is not None for process in self._processes):
                 return
 
-    def _check_refusal(self) -> None:
+    def _why_ended(self) -> str:
+        """Say why the node ended, as far as its log tells."""
         said = tail(self._node_log, 40)
-        if _REFUSED in said:
-            reason = said[said.index(_REFUSED) :].splitlines()
-            raise FederationError(
-                f"{self.bundle.server} does not let this site in: {' '.join(reason[1:4])}"
-            )
+        if _REFUSED not in said:
+            return f"The node ended ({self._node_log} and {self._worker_log} tell more)"
+        reason = " ".join(said[said.index(_REFUSED) :].splitlines()[1:3])
+        return f"{self.bundle.server} does not let this site in: {reason}"
+
+
+def main() -> None:
+    """Keep the node of the folder in the first argument running until the process is stopped."""
+    with stopped_by_signals() as stop:
+        SiteNode(Path(sys.argv[1]), lambda text: print(text, flush=True)).serve(stop)
+
+
+if __name__ == "__main__":
+    main()

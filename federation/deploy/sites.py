@@ -4,14 +4,16 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, ValidationError
 
-from federation.experiment import Experiment, describe_keys, explain, load_experiment
 from federation.keys import Table, key
 from graphcl.errors import ConfigError
+
+if TYPE_CHECKING:  # a process that only keeps others running does not wait for torch
+    from federation.experiment import Experiment
 
 _NAME = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
@@ -112,7 +114,7 @@ class Deployment(Table):
         return "\n".join([tomli_w.dumps(whole), *tables])
 
 
-def load_deployment(path: str | Path) -> tuple[Deployment, Experiment]:
+def load_deployment(path: str | Path) -> "tuple[Deployment, Experiment]":
     """Read ``sites.toml`` and the experiment file that it names.
 
     Returns:
@@ -121,6 +123,8 @@ def load_deployment(path: str | Path) -> tuple[Deployment, Experiment]:
     Raises:
         ConfigError: If a file is missing or a key does not fit; one line per problem.
     """
+    from federation.experiment import load_experiment
+
     path = Path(path)
     deployment = read_deployment(path)
     file = path.parent / Path(deployment.experiment).expanduser()
@@ -171,6 +175,8 @@ def parse(table: type[_T], nested: Any, origin: str) -> _T:
     try:
         return table.model_validate(nested)
     except ValidationError as error:
+        from federation.experiment import describe_keys, explain
+
         raise ConfigError(explain(error, origin, [k for k, _, _ in describe_keys(table)])) from None
 
 
@@ -189,7 +195,7 @@ def _check_sites(deployment: Deployment, path: Path) -> None:
             )
 
 
-def check_fit(deployment: Deployment, experiment: Experiment, origin: str) -> None:
+def check_fit(deployment: Deployment, experiment: "Experiment", origin: str) -> None:
     """Refuse an experiment that these sites cannot run.
 
     Raises:

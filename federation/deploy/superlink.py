@@ -17,10 +17,8 @@ from flwr.superlink import extensions
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from starlette.middleware import Middleware
 
-from federation.deploy.processes import end_with_parent
+from federation.deploy.processes import MAX_BYTES, end_with_parent
 from graphcl.errors import FederationError
-
-MAX_BYTES = "GRAPHCL_MAX_BYTES"  # names the largest request in bytes
 
 _FLEET, _REGISTER, _HEALTH = "/v1/fleet/", "/v1/fleet/register-node", "/health"
 _LOOPBACK = ("127.0.0.1", "::1")

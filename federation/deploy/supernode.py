@@ -23,10 +23,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from federation.deploy.files import PRIVATE, write
 from federation.deploy.pace import Pace
-from federation.deploy.processes import end_with_parent
+from federation.deploy.processes import NODE_FILE, end_with_parent
 from graphcl.errors import FederationError
-
-NODE_FILE = "GRAPHCL_NODE_FILE"  # names the file in which the node's number is kept
 
 _LOOP = "flwr.supernode.start_client_internal"
 _WAITS = ["sleep(0.5)", "sleep(0.5)", "sleep(3)"]  # for a reply, for its content, for a message
