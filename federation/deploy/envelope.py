@@ -1,8 +1,10 @@
 """Several messages to one node in one, and its replies likewise; nothing in them is changed.
 
-A content that the messages share costs nothing twice: Flower addresses objects by their hash.
+Flower carries every array of a message in requests of its own, a dozen for a prototype; an envelope
+is a few blocks of bytes. Records that the messages inside share are in it once.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,9 +12,11 @@ from typing import Any, Self
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 
+from federation.records import from_bytes, to_bytes
 from graphcl.errors import ReplyError
 
-_HEAD = "envelope"
+_HEAD, _BLOCK = "head", "block"
+_BLOCK_BYTES = 16 * 2**20
 _MAX_INNER = 8
 
 MESSAGE_TYPE = "query.envelope"
@@ -45,7 +49,7 @@ class Order:
             "keep-as": self.keep_as,
             "kinds": list(self.kinds),
         }
-        return RecordDict({_HEAD: ConfigRecord(head), **_numbered(contents)})
+        return _sealed(head, contents)
 
     @classmethod
     def unpack(cls, content: RecordDict) -> tuple[Self, list[RecordDict]]:
@@ -54,7 +58,7 @@ class Order:
         Raises:
             ReplyError: If the content is no envelope of ours.
         """
-        head = _head(content)
+        head, records = _opened(content)
         try:
             kinds = tuple(str(kind) for kind in head["kinds"])
             order = cls(
@@ -66,7 +70,7 @@ class Order:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ReplyError(f"malformed envelope: {type(error).__name__}: {error}") from None
-        return order, _inner(content, len(kinds))
+        return order, _inner(head, records, len(kinds))
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Answer:
             head["kept"] = self.kept
         for place, error in self.errors.items():
             head |= {f"code-{place}": error.code, f"reason-{place}": error.reason or ""}
-        return RecordDict({_HEAD: ConfigRecord(head), **_numbered(replies)})
+        return _sealed(head, replies)
 
     @classmethod
     def unpack(cls, content: RecordDict, expected: int) -> tuple[Self, list[RecordDict]]:
@@ -97,7 +101,7 @@ class Answer:
         Raises:
             ReplyError: If the content is no envelope with that many replies.
         """
-        head = _head(content)
+        head, records = _opened(content)
         if head.get("replies") != expected:
             raise ReplyError(f"expected {expected} replies, got {head.get('replies')}")
         kept = head.get("kept")
@@ -110,7 +114,7 @@ class Answer:
                 if not isinstance(code, int):
                     raise ReplyError("malformed envelope: an error's code is no number")
                 errors[place] = Error(code, str(head.get(f"reason-{place}", "")))
-        return cls(kept, errors), _inner(content, expected)
+        return cls(kept, errors), _inner(head, records, expected)
 
 
 def reply_of(message: Message, content: RecordDict | Error) -> Message:
@@ -132,29 +136,53 @@ def reply_of(message: Message, content: RecordDict | Error) -> Message:
     return make_message(metadata, content=content)
 
 
-def _numbered(contents: Sequence[RecordDict]) -> dict[str, Any]:
-    return {
-        f"{place}/{name}": record
-        for place, content in enumerate(contents)
-        for name, record in content.items()
-    }
+def _sealed(head: dict[str, Any], contents: Sequence[RecordDict]) -> RecordDict:
+    """Return a head and the records of several contents as blocks of bytes."""
+    records: dict[str, Any] = {}
+    places: dict[bytes, str] = {}  # of a record, by its hash
+    for number, content in enumerate(contents):
+        for name, record in content.items():
+            digest = hashlib.sha256(to_bytes(RecordDict({"": record}))).digest()
+            place = places.setdefault(digest, str(len(places)))
+            records[place] = record
+            head[f"{number}/{name}"] = place
+    data = to_bytes(RecordDict({_HEAD: ConfigRecord(head), **records}))
+    blocks = range(0, len(data), _BLOCK_BYTES)
+    return RecordDict(
+        {
+            f"{_BLOCK}-{number}": ConfigRecord({"bytes": data[start : start + _BLOCK_BYTES]})
+            for number, start in enumerate(blocks)
+        }
+    )
 
 
-def _head(content: RecordDict) -> dict[str, Any]:
-    if _HEAD not in content.config_records:
-        raise ReplyError("expected an envelope, got a content without its head")
-    return dict(content.config_records[_HEAD])
+def _opened(content: RecordDict) -> tuple[dict[str, Any], RecordDict]:
+    """Inverse of :func:`_sealed`, but for the contents: the head, and the records by place."""
+    blocks = content.config_records
+    data = bytearray()
+    for number in range(len(content)):
+        block = blocks.get(f"{_BLOCK}-{number}", {}).get("bytes")
+        if not isinstance(block, bytes):
+            raise ReplyError(f"expected an envelope of {len(content)} blocks, block {number} lacks")
+        data += block
+    try:
+        records = from_bytes(bytes(data))
+    except Exception as error:  # whatever a stranger's bytes make of the parser
+        raise ReplyError(f"malformed envelope: {type(error).__name__}") from None
+    if _HEAD not in records.config_records:
+        raise ReplyError("malformed envelope: it has no head")
+    return dict(records.config_records[_HEAD]), records
 
 
-def _inner(content: RecordDict, count: int) -> list[RecordDict]:
+def _inner(head: dict[str, Any], records: RecordDict, count: int) -> list[RecordDict]:
     if not 1 <= count <= _MAX_INNER:
         raise ReplyError(f"an envelope holds 1 to {_MAX_INNER} messages, not {count}")
     contents = [RecordDict() for _ in range(count)]
-    for name, record in content.items():
-        if name == _HEAD:
+    for key, place in head.items():
+        number, separator, name = key.partition("/")
+        if not separator:
             continue
-        place, separator, rest = name.partition("/")
-        if not separator or not place.isdecimal() or int(place) >= count:
-            raise ReplyError(f"malformed envelope: a record is named '{name[:80]}'")
-        contents[int(place)][rest] = record
+        if not number.isdecimal() or int(number) >= count or place not in records:
+            raise ReplyError(f"malformed envelope: no record for '{key[:80]}'")
+        contents[int(number)][name] = records[place]
     return contents

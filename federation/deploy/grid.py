@@ -10,21 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import Protocol, Self
+from typing import Protocol
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.run import Run
 
-from federation.deploy.bundles import SiteKey
 from federation.deploy.envelope import MESSAGE_TYPE, Answer, Order, reply_of
-from graphcl.errors import ConfigError, ReplyError
+from federation.deploy.registry import Site
+from graphcl.errors import ReplyError
 
 _LOOK_SECONDS = 0.1  # between looks for replies
 _NODES_SECONDS = 1.0  # between looks at which nodes are there
@@ -50,36 +47,6 @@ class NodesGrid(Protocol):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """Who may take part.
-
-    Attributes:
-        name: For people.
-        partition: Which data it holds.
-        key: Its public key, as a SuperLink stores it.
-    """
-
-    name: str
-    partition: int
-    key: bytes
-
-    @classmethod
-    def of(cls, known: SiteKey) -> Self:
-        """Return the site of a public key in a bundle.
-
-        Raises:
-            ConfigError: If it is no key that Flower takes.
-        """
-        try:
-            public = load_ssh_public_key(known.key.encode())
-        except ValueError as error:
-            raise ConfigError(f"the key of site '{known.name}' cannot be read: {error}") from None
-        if not isinstance(public, EllipticCurvePublicKey):
-            raise ConfigError(f"the key of site '{known.name}' is on no elliptic curve")
-        return cls(known.name, known.partition, public_key_to_bytes(public))
 
 
 @dataclass

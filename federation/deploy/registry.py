@@ -1,9 +1,13 @@
 """The keys that a SuperLink lets in: made equal to those in the server's folder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     RegisterNodeRequest,
@@ -12,9 +16,40 @@ from flwr.proto.control_pb2 import (
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from federation.deploy.grid import Site
-from graphcl.errors import FederationError
+from federation.deploy.bundles import SiteKey
+from graphcl.errors import ConfigError, FederationError
+
+
+@dataclass(frozen=True)
+class Site:
+    """Who may take part.
+
+    Attributes:
+        name: For people.
+        partition: Which data it holds.
+        key: Its public key, as a SuperLink stores it.
+    """
+
+    name: str
+    partition: int
+    key: bytes
+
+    @classmethod
+    def of(cls, known: SiteKey) -> Self:
+        """Return the site of a public key in a bundle.
+
+        Raises:
+            ConfigError: If it is no key that Flower takes.
+        """
+        try:
+            public = load_ssh_public_key(known.key.encode())
+        except ValueError as error:
+            raise ConfigError(f"the key of site '{known.name}' cannot be read: {error}") from None
+        if not isinstance(public, EllipticCurvePublicKey):
+            raise ConfigError(f"the key of site '{known.name}' is on no elliptic curve")
+        return cls(known.name, known.partition, public_key_to_bytes(public))
 
 
 def let_in(sites: Sequence[Site], address: str, authority: Path) -> tuple[list[str], int]:

@@ -19,7 +19,6 @@ import psutil
 from federation.deploy.authority import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
 from federation.deploy.bundles import CONFIG, STATE, ServerBundle
 from federation.deploy.files import make_private_folder
-from federation.deploy.grid import Site
 from federation.deploy.processes import (
     CONNECTION,
     MAX_BYTES,
@@ -32,7 +31,7 @@ from federation.deploy.processes import (
     write_app,
     write_connection,
 )
-from federation.deploy.registry import let_in
+from federation.deploy.registry import Site, let_in
 from federation.deploy.sites import read_table
 from federation.deploy.word import FAILED, FINISHED, FOLDER, Word
 from graphcl.errors import FederationError

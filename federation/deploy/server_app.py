@@ -16,7 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation.client_app import experiment_of
 from federation.deploy.bundles import ServerBundle
-from federation.deploy.grid import Contact, DeploymentGrid, NodesGrid, Site
+from federation.deploy.grid import Contact, DeploymentGrid, NodesGrid
+from federation.deploy.registry import Site
 from federation.deploy.word import FAILED, FINISHED, FOLDER, RUNNING, Word
 from federation.rounds import federate
 from federation.run_directory import RunDirectory

@@ -4,6 +4,7 @@ Everything that is written lies in ``state/`` of the site's folder: FLWR_HOME, l
 between the two, and the personal states.
 """
 
+import json
 import secrets
 import subprocess
 import sys
@@ -11,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import tomli_w
 
 from federation.deploy.authority import CA_CERTIFICATE, SITE_KEY
 from federation.deploy.bundles import STATE, SiteBundle
@@ -82,8 +81,8 @@ class SiteNode:
     def _start(self) -> None:
         write(self._secret, secrets.token_bytes(32), PRIVATE)
         runtime = f"127.0.0.1:{self.bundle.port}"
-        # Flower reads a TOML table: JSON's strings are TOML's.
-        config = " ".join(tomli_w.dumps(self.bundle.node_config).splitlines())
+        # Flower reads values of TOML, whose strings are written as JSON's are.
+        config = " ".join(f"{k}={json.dumps(v)}" for k, v in self.bundle.node_config.items())
         node = [
             *(sys.executable, "-m", _SUPERNODE),
             *("--superlink", self.bundle.server),
