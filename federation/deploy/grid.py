@@ -6,6 +6,7 @@ answered yet; that is safe, since a message names the round whose personal state
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class DeploymentGrid(Grid):
 
     Args:
         grid: Flower's.
-        sites: Who may take part.
+        sites: Who may take part, by the node that was registered for the site's key.
         run: Identifies the run among those that a site keeps states of.
         told: Called with the sites' contacts whenever they changed.
         grace: Seconds for which a node that was here a moment ago is waited for.
@@ -96,20 +97,20 @@ class DeploymentGrid(Grid):
     def __init__(
         self,
         grid: NodesGrid,
-        sites: Sequence[Site],
+        sites: Mapping[int, Site],
         run: str,
         told: Callable[[Mapping[str, Contact]], None] = lambda _: None,
         grace: float = _GRACE_SECONDS,
     ):
         self._grid, self._run_name, self._told, self._grace = grid, run, told, grace
-        self._by_key = {site.key: site for site in sites}
-        self._sites: dict[int, Site] = {}  # by node
+        self._sites = dict(sites)
         self._bases: dict[int, int] = {}  # round of the state that a partition has, by partition
         self._changed: set[int] = set()
         self._numbers = itertools.count(1)
         self._started = time.time_ns()
         self._waiting: tuple[list[Message], Callable[[list[Message]], None]] | None = None
-        self.contacts = {site.name: Contact() for site in sites}
+        self._looked = -math.inf
+        self.contacts = {site.name: Contact() for site in sites.values()}
 
     # The states stay on the sites: a checkpoint holds the round under which each keeps its own.
 
@@ -124,15 +125,9 @@ class DeploymentGrid(Grid):
         self._bases = {partition: int(data) for partition, data in states.items()}
         self._changed.clear()
 
-    @property
     def partitions(self) -> dict[int, int]:
-        """The partition of every node that a site has had in this deployment."""
-        self._look_at_nodes()
+        """Return the partition of every site's node, whether it is there or not."""
         return {node: site.partition for node, site in self._sites.items()}
-
-    def site_of(self, node: int) -> str:
-        """Return the name of a node's site."""
-        return self._sites[node].name
 
     def defer(self, messages: list[Message], then: Callable[[list[Message]], None]) -> None:
         """Keep messages back until the next ones go out, in the same envelopes."""
@@ -170,7 +165,7 @@ class DeploymentGrid(Grid):
         started = time.monotonic()
         requests = {node: self._request(node, sent) for node, sent in inner.items()}
         outcomes: dict[int, Outcome] = {}
-        looked = -_NODES_SECONDS
+        looked = -math.inf
         while len(outcomes) < len(requests):
             now = time.monotonic()
             over = timeout is not None and now - started >= timeout
@@ -272,25 +267,22 @@ class DeploymentGrid(Grid):
         return [Error(ErrorCode.NODE_UNAVAILABLE, reason) for _ in request.inner]
 
     def _look_at_nodes(self) -> None:
-        """Find out which sites are there: a node is a site's because it holds the site's key."""
-        online = {}
-        for node in self._grid.get_nodes():
-            site = self._by_key.get(node.public_key)
-            if site is not None and node.status == _ONLINE:
-                self._sites[node.node_id] = site
-                online[site.name] = node
-        for name, contact in self.contacts.items():
-            contact.online = name in online
+        """Find out which sites are there."""
+        self._looked = time.monotonic()
+        online = {node.node_id: node for node in self._grid.get_nodes() if node.status == _ONLINE}
+        for node, site in self._sites.items():
+            contact = self.contacts[site.name]
+            contact.online = node in online
             if contact.online:
                 contact.seen = time.time()
-                contact.activated = online[name].last_activated_at
+                contact.activated = online[node].last_activated_at
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the sites that are online, in the order of their partitions."""
-        self._look_at_nodes()
-        self._told(self.contacts)
-        online = {site: contact.online for site, contact in self.contacts.items()}
-        nodes = [node for node, site in self._sites.items() if online[site.name]]
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._look_at_nodes()
+            self._told(self.contacts)
+        nodes = [node for node, site in self._sites.items() if self.contacts[site.name].online]
         return sorted(nodes, key=lambda node: self._sites[node].partition)
 
     def get_nodes(self) -> Iterable[NodeInfo]:

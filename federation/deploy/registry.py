@@ -52,16 +52,28 @@ class Site:
         return cls(known.name, known.partition, public_key_to_bytes(public))
 
 
-def let_in(sites: Sequence[Site], address: str, authority: Path) -> tuple[list[str], int]:
+@dataclass(frozen=True)
+class Admitted:
+    """What became of the keys.
+
+    Attributes:
+        nodes: Flower's number of every site's node, by the site's name.
+        new: Names of the sites whose key was not registered before.
+        gone: How many keys were taken out.
+    """
+
+    nodes: dict[str, int]
+    new: list[str]
+    gone: int
+
+
+def let_in(sites: Sequence[Site], address: str, authority: Path) -> Admitted:
     """Register the keys of sites, and unregister all others, for good.
 
     Args:
         sites: Who may take part.
         address: Of the SuperLink, on this machine.
         authority: Certificate by which it is known.
-
-    Returns:
-        The names of the sites that are new, and how many keys were taken out.
 
     Raises:
         FederationError: If the SuperLink refuses.
@@ -82,10 +94,11 @@ def let_in(sites: Sequence[Site], address: str, authority: Path) -> tuple[list[s
         strangers = [node for node in nodes if node.public_key not in wanted]
         for node in strangers:
             client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
-        known = {node.public_key for node in nodes}
+        known = {node.public_key: node.node_id for node in nodes}
         new = [site for site in sites if site.key not in known]
         for site in new:
-            client.RegisterNode(RegisterNodeRequest(public_key=site.key, name=site.name))
+            request = RegisterNodeRequest(public_key=site.key, name=site.name)
+            known[site.key] = client.RegisterNode(request).node_id
     except httpx.HTTPStatusError as error:
         raise FederationError(
             f"the SuperLink refused to register the sites' keys: {error.response.text[:300]}; a "
@@ -93,4 +106,5 @@ def let_in(sites: Sequence[Site], address: str, authority: Path) -> tuple[list[s
         ) from None
     finally:
         client.close()
-    return [site.name for site in new], len(strangers)
+    numbers = {site.name: known[site.key] for site in sites}
+    return Admitted(numbers, [site.name for site in new], len(strangers))

@@ -138,11 +138,14 @@ class Server:
         """Let in the keys of the folder and no others."""
         sites = [Site.of(known) for known in self.bundle.site]
         address = f"127.0.0.1:{self.bundle.port}"
-        new, gone = let_in(sites, address, self.folder / CA_CERTIFICATE)
-        for name in new:
+        admitted = let_in(sites, address, self.folder / CA_CERTIFICATE)
+        self.word.leave_nodes(admitted.nodes)
+        for name in admitted.new:
             self._say(f"The key of site {name} may take part")
-        if gone:
-            self._say(f"{gone} keys that the folder does not hold may not take part any more")
+        if admitted.gone:
+            self._say(
+                f"{admitted.gone} keys that the folder does not hold may not take part any more"
+            )
 
     def _submit(self) -> None:
         self.word.forget()

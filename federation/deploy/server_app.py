@@ -45,7 +45,8 @@ def _run(grid: Grid, context: Context, folder: Path, word: Word) -> None:
     experiment = experiment_of(context.run_config)
     run = RunDirectory(word.run)
     run.open(experiment)
-    sites = [Site.of(known) for known in ServerBundle.load(folder).site]
+    nodes = word.nodes()
+    sites = {nodes[known.name]: Site.of(known) for known in ServerBundle.load(folder).site}
 
     def told(contacts: Mapping[str, Contact]) -> None:
         word.leave_sites({name: asdict(contact) for name, contact in contacts.items()})

@@ -1,4 +1,4 @@
-"""What the ServerApp leaves in the server's state folder for those who look on."""
+"""What the two processes of a server tell each other, and those who look on, in its state folder."""
 
 import json
 import os
@@ -26,6 +26,7 @@ class Word:
         state = folder / STATE
         self.run = state / "run"
         self._outcome, self._sites = state / "outcome.json", state / "sites.json"
+        self._nodes = state / "nodes.json"
 
     def leave(self, status: str, error: str = "") -> None:
         """Say how the run is, and which process it is in."""
@@ -36,6 +37,10 @@ class Word:
         """Say how the sites are."""
         write(self._sites, json.dumps({"time": time.time(), "sites": sites}), PRIVATE)
 
+    def leave_nodes(self, nodes: Mapping[str, int]) -> None:
+        """Tell the ServerApp which node is whose."""
+        write(self._nodes, json.dumps(nodes), PRIVATE)
+
     def forget(self) -> None:
         """Take back what was said about an earlier process."""
         self._outcome.unlink(missing_ok=True)
@@ -43,6 +48,10 @@ class Word:
     def outcome(self) -> dict[str, Any]:
         """Return ``status``, ``error`` and ``pid``; empty before the ServerApp has started."""
         return _read(self._outcome)
+
+    def nodes(self) -> dict[str, int]:
+        """Return Flower's number of every site's node, by the site's name."""
+        return _read(self._nodes)
 
     def sites(self) -> dict[str, Any]:
         """Return ``time`` and ``sites``, by name; empty before the first contact."""
