@@ -10,7 +10,7 @@ from federation.deploy.provision import Provisioned, provision, revoke, rotate
 from federation.deploy.split import split
 from federation.experiment import describe_keys, load_experiment
 from graphcl.errors import ConfigError
-from simulations import terminal
+from simulations import deploy_run_command, terminal
 from simulations.deploy_check_command import check
 from simulations.export import export_run
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of all folders.")]
+
+deploy_run_command.add_commands(app)
 
 
 @app.command("init")

@@ -1,7 +1,7 @@
 """What the server and every site are given: one folder each, which holds nobody else's secrets."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,9 +14,11 @@ from federation.deploy.authority import (
 )
 from federation.deploy.files import PROGRAM, make_private_folder, write
 from federation.deploy.sites import parse, read_table
-from federation.experiment import Experiment, load_experiment
 from federation.keys import Table, key
 from graphcl.errors import ConfigError
+
+if TYPE_CHECKING:  # a process that only keeps others running does not wait for torch
+    from federation.experiment import Experiment
 
 CONFIG, STATE, PUBLIC_KEYS = "config.toml", "state", "keys"
 _WHOLE = "copy the whole folder that `graphcl deploy init` made"
@@ -51,7 +53,7 @@ class ServerBundle(Table):
         check_server_certificate(Path(folder))
         return bundle
 
-    def write(self, folder: Path, experiment: Experiment, authority: Path) -> None:
+    def write(self, folder: Path, experiment: "Experiment", authority: Path) -> None:
         """Write the server's folder, but for its certificate and its key."""
         _write_shared(folder, "server", self, experiment, authority)
         keys = make_private_folder(folder / PUBLIC_KEYS)
@@ -100,22 +102,24 @@ class SiteBundle(Table):
         bundle._folder = folder.resolve()
         return bundle
 
-    def write(self, folder: Path, experiment: Experiment, authority: Path) -> None:
+    def write(self, folder: Path, experiment: "Experiment", authority: Path) -> None:
         """Write the site's folder, but for its key."""
         _write_shared(folder, "site", self, experiment, authority)
 
 
-def load_bundle_experiment(folder: str | Path) -> Experiment:
+def load_bundle_experiment(folder: str | Path) -> "Experiment":
     """Return the experiment in the folder of the server or of a site.
 
     Raises:
         ConfigError: If the file is missing or does not validate.
     """
+    from federation.experiment import load_experiment
+
     return load_experiment(Path(folder) / CONFIG)
 
 
 def _write_shared(
-    folder: Path, kind: str, bundle: ServerBundle | SiteBundle, experiment: Experiment, ca: Path
+    folder: Path, kind: str, bundle: ServerBundle | SiteBundle, experiment: "Experiment", ca: Path
 ) -> None:
     make_private_folder(folder)
     make_private_folder(folder / STATE)

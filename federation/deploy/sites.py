@@ -5,14 +5,16 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, ValidationError
 
-from federation.experiment import Experiment, Scalar, describe_keys, explain, load_experiment
 from federation.keys import Table, key
 from graphcl.errors import ConfigError
+
+if TYPE_CHECKING:  # a process that only keeps others running does not wait for torch
+    from federation.experiment import Experiment, Scalar
 
 _NAME = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
@@ -113,7 +115,7 @@ class Deployment(Table):
         return "\n".join([tomli_w.dumps(whole), *tables])
 
 
-def load_deployment(path: str | Path) -> tuple[Deployment, Experiment]:
+def load_deployment(path: str | Path) -> "tuple[Deployment, Experiment]":
     """Read ``sites.toml`` and the experiment file that it names.
 
     Returns:
@@ -122,6 +124,8 @@ def load_deployment(path: str | Path) -> tuple[Deployment, Experiment]:
     Raises:
         ConfigError: If a file is missing or a key does not fit; one line per problem.
     """
+    from federation.experiment import load_experiment
+
     path = Path(path)
     deployment = read_deployment(path)
     file = path.parent / Path(deployment.experiment).expanduser()
@@ -149,8 +153,10 @@ def read_deployment(path: Path) -> Deployment:
     return deployment
 
 
-def describe_site_keys() -> Iterator[tuple[str, Scalar, str]]:
+def describe_site_keys() -> "Iterator[tuple[str, Scalar, str]]":
     """Yield every key of ``sites.toml`` with its default and its meaning."""
+    from federation.experiment import describe_keys
+
     yield "experiment", "", str(Deployment.model_fields["experiment"].description)
     yield from describe_keys(ServerTable, "server.")
     for name, field in SiteTable.model_fields.items():
@@ -181,6 +187,8 @@ def parse(table: type[_T], nested: Any, origin: str) -> _T:
     try:
         return table.model_validate(nested)
     except ValidationError as error:
+        from federation.experiment import describe_keys, explain
+
         raise ConfigError(explain(error, origin, [k for k, _, _ in describe_keys(table)])) from None
 
 
@@ -199,7 +207,7 @@ def _check_sites(deployment: Deployment, path: Path) -> None:
             )
 
 
-def check_fit(deployment: Deployment, experiment: Experiment, origin: str) -> None:
+def check_fit(deployment: Deployment, experiment: "Experiment", origin: str) -> None:
     """Refuse an experiment that these sites cannot run.
 
     Raises:
