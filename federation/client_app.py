@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
-from federation.experiment import Experiment, Scalar
+from federation.experiment import Experiment, Scalar, load_experiment
 from federation.learners import LEARNERS
 from federation.privacy.masking import hide, new_key
 from federation.records import check_finite, to_arrays, to_tensors
@@ -122,6 +122,8 @@ def _partition(context: Context) -> int:
 def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     experiment = experiment_of(context.run_config)
+    if config := context.node_config.get("config"):
+        _check_agreed(experiment, str(config))
     if data := context.node_config.get("data"):  # on an edge node, where nobody else's data are
         experiment = experiment.at_site(str(data))
     threads = experiment.simulation.cpus_per_client
@@ -145,6 +147,21 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
         learner.holds = stored if keep or not exchange.mixes else None
     else:
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
+
+
+def _check_agreed(experiment: Experiment, config: str) -> None:
+    """Refuse to take part in another experiment than the one in this node's own file."""
+    differ = experiment.differing(_agreed(config))
+    if differ:
+        raise FederationError(
+            f"this site agreed to another experiment: the run differs in {', '.join(differ)} from "
+            f"{config}; give all sites the server's config.toml, once they have agreed to it"
+        )
+
+
+@lru_cache(maxsize=4)
+def _agreed(config: str) -> Experiment:
+    return load_experiment(config)
 
 
 def experiment_of(run_config: dict[str, Scalar]) -> Experiment:

@@ -38,6 +38,12 @@ from graphcl.errors import ConfigError
 
 Scalar = bool | int | float | str
 
+# Where things lie, and how long to wait for whom.
+_INCIDENTAL = (
+    *("run.name", "run.directory", "run.compare", "run.timeout", "run.min_success"),
+    "data.root",
+)
+
 
 class Experiment(Table):
     """A whole experiment file."""
@@ -115,6 +121,17 @@ class Experiment(Table):
                 f"own alone ({data}); choose another strategy"
             )
         return self.model_copy(update={"data": OwnData(**dict(self.data), own=data)})
+
+    def differing(self, other: "Experiment") -> list[str]:
+        """Return the keys in which two experiments differ that change figures, or what is sent."""
+        ours, theirs = self.flat(), other.flat()
+        return [
+            key
+            for key in ours
+            if ours[key] != theirs[key]
+            and key not in _INCIDENTAL
+            and not key.startswith("simulation.")
+        ]
 
     def flat(self) -> dict[str, Scalar]:
         """Return all keys, dotted, as Flower's ``run_config`` holds them."""

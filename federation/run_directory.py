@@ -246,6 +246,18 @@ class RunDirectory:
             )
         with self.metrics.open("r+b") as file:
             file.truncate(manifest.metrics_bytes)
+        return self._load(manifest)
+
+    def latest(self) -> Checkpoint | None:
+        """Return the last checkpoint and change nothing.
+
+        Raises:
+            FederationError: If a file of the checkpoint is missing or damaged.
+        """
+        manifest = self._read_manifest()
+        return None if manifest is None else self._load(manifest)
+
+    def _load(self, manifest: _Manifest) -> Checkpoint:
         folder = self._manifest.parent
         server = from_bytes(_load(folder, manifest.server))
         strategy = RecordDict(

@@ -126,8 +126,12 @@ def keys(
         bool,
         typer.Option("--recommend", help="Of a recommend file, as graphcl recommend reads it."),
     ] = False,
+    sites_file: Annotated[
+        bool, typer.Option("--sites", help="Of a sites.toml, as graphcl deploy init reads it.")
+    ] = False,
 ) -> None:
-    """List every key of an experiment, probe, outage or recommend file: default and meaning."""
+    """List every key of an experiment, probe, outage, recommend or sites file, with its meaning."""
+    from federation.deploy.sites import describe_site_keys
     from simulations.outages import describe_outage_keys
     from simulations.probe import describe_probe_keys
     from simulations.recommendations import describe_recommend_keys
@@ -136,11 +140,13 @@ def keys(
         (probe_file, describe_probe_keys),
         (outage_file, describe_outage_keys),
         (recommend_file, describe_recommend_keys),
+        (sites_file, describe_site_keys),
     ]
     chosen = [describe for asked, describe in kinds if asked]
     if len(chosen) > 1:
         raise ConfigError(
-            "--probe, --outage and --recommend each list the keys of one kind of file: choose one"
+            "--probe, --outage, --recommend and --sites each list the keys of one kind of file: "
+            "choose one"
         )
     described = chosen[0]() if chosen else describe_keys()
     listing = Table("key", "default", "meaning", box=None)

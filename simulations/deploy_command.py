@@ -9,8 +9,11 @@ from rich.markup import escape
 from federation.deploy.provision import Provisioned, provision, revoke, rotate
 from federation.deploy.split import split
 from federation.experiment import describe_keys, load_experiment
-from simulations import deploy_run_command, terminal
+from graphcl.errors import ConfigError
+from simulations import terminal
 from simulations.deploy_check_command import check
+from simulations.deploy_run_command import add_commands
+from simulations.export import export_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +22,7 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of all folders.")]
 
-deploy_run_command.add_commands(app)
+add_commands(app)
 
 
 @app.command("init")
@@ -93,6 +96,25 @@ def split_data(
     terminal.say(f"{len(deployment.site)} sites under {place}/data. To go on:")
     terminal.say(f"  graphcl run {place}/config.toml            # as a simulation")
     terminal.say(f"  graphcl deploy init --sites {place}/sites.toml --out {place}/deployment")
+
+
+@app.command("export")
+def export_models(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Argument(help="Where a folder per site is made.")],
+    partition: Annotated[
+        int | None, typer.Option(help="Of the site with this partition alone.", min=0)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where this one site's data are, if not where the run was.")
+    ] = None,
+) -> None:
+    """Write the trained model of every site, which graphcl.models.load_model loads in one line."""
+    if data is not None and partition is None:
+        raise ConfigError("--data is that of one site: say which by --partition")
+    place = None if data is None else str(data.expanduser().resolve())
+    for folder in export_run(run, out, partition=partition, data=place):
+        terminal.say(escape(str(folder)))
 
 
 app.command("check")(check)

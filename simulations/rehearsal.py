@@ -103,13 +103,20 @@ class Rehearsal:
     statement: Statement
 
 
-class _OneNode(LocalGrid):
-    """The grid of one site: the strategy sees no other."""
+class OneNode(LocalGrid):
+    """The grid of one site: the strategy sees no other.
 
-    def __init__(self, experiment: Experiment, partition: int, data: str):
+    Args:
+        experiment: The federation's.
+        partition: Which one this is.
+        data: Its own file or folder; without, all data are where the experiment says.
+    """
+
+    def __init__(self, experiment: Experiment, partition: int, data: str | None):
         super().__init__(experiment)
         self.node = partition + 1
-        self.contexts[partition].node_config["data"] = data
+        if data is not None:
+            self.contexts[partition].node_config["data"] = data
 
     def get_node_ids(self) -> Iterable[int]:
         """Return this one."""
@@ -138,12 +145,12 @@ def rehearse(experiment: Experiment, data: str, partition: int = 0) -> Rehearsal
     Raises:
         ConfigError, DataError: If the data do not fit their format or the experiment.
     """
-    grid = _OneNode(experiment, partition, data)
+    grid = OneNode(experiment, partition, data)
     with exchange_of(grid.contexts[partition], keep=False) as exchange:
         facts = exchange.learner.facts()
     hello = grid.ask(Message(RecordDict(), grid.node, f"{MessageType.QUERY}.hello"))
     algorithm = ALGORITHMS[experiment.strategy.name]
-    told = _facts(experiment, partition, facts, hello)
+    told = facts_of(experiment, partition, facts, hello)
     arrays = to_arrays({})
     if "arrays" in algorithm.sends:
         learner = LEARNERS[experiment.task.name]
@@ -166,12 +173,19 @@ def rehearse(experiment: Experiment, data: str, partition: int = 0) -> Rehearsal
     )
 
 
-def _facts(
-    experiment: Experiment, partition: int, told: dict[str, int], hello: RecordDict
+def facts_of(
+    experiment: Experiment, partition: int, told: dict[str, int], hello: RecordDict | None = None
 ) -> Facts:
-    """Return what the server would know, were all sites like this one."""
+    """Return what the server would know, were all sites like this one.
+
+    Args:
+        experiment: The federation's.
+        partition: Which one this is.
+        told: What its learner says of its data.
+        hello: Its answer to hello, of which training under masks needs the key.
+    """
     keys: dict[int, bytes] = {}
-    if experiment.masked:
+    if experiment.masked and hello is not None:
         others = range(experiment.partition.clients)
         keys = {other: new_key(RecordDict()) for other in others}
         keys[partition] = bytes(hello.config_records["masking"]["public"])  # type: ignore[arg-type]

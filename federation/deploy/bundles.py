@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import PrivateAttr
 
 from federation.deploy.authority import (
     CA_CERTIFICATE,
@@ -73,14 +74,16 @@ class SiteBundle(Table):
     server: str = key(..., "where it reaches the server, host:port")
     port: int = key(..., "port on its own loopback", ge=1, le=65535)
     data: str = key(..., "what it learns from: a file or a folder")
+    _folder: Path = PrivateAttr(Path())
 
     @property
     def node_config(self) -> dict[str, int | str]:
-        """What the ClientApp is told of its node."""
+        """What the ClientApp is told of its node, which takes part in no other experiment."""
         return {
             "partition-id": self.partition,
             "num-partitions": self.clients,
             "data": self.data,
+            "config": str(self._folder / CONFIG),
         }
 
     @classmethod
@@ -96,6 +99,7 @@ class SiteBundle(Table):
             raise ConfigError(f"{folder}: holds no node.key; {_WHOLE}")
         if not (folder / CA_CERTIFICATE).is_file():
             raise ConfigError(f"{folder / CA_CERTIFICATE}: missing; {_WHOLE}")
+        bundle._folder = folder.resolve()
         return bundle
 
     def write(self, folder: Path, experiment: "Experiment", authority: Path) -> None:

@@ -3,12 +3,17 @@
 import ipaddress
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, ValidationError
 
+<<<<<<< HEAD
+=======
+from federation.experiment import Experiment, Scalar, describe_keys, explain, load_experiment
+>>>>>>> deploy-sites
 from federation.keys import Table, key
 from graphcl.errors import ConfigError
 
@@ -150,6 +155,15 @@ def read_deployment(path: Path) -> Deployment:
     deployment = parse(Deployment, nested, str(path))
     _check_sites(deployment, path)
     return deployment
+
+
+def describe_site_keys() -> Iterator[tuple[str, Scalar, str]]:
+    """Yield every key of ``sites.toml`` with its default and its meaning."""
+    yield "experiment", "", str(Deployment.model_fields["experiment"].description)
+    yield from describe_keys(ServerTable, "server.")
+    for name, field in SiteTable.model_fields.items():
+        default = "" if field.is_required() else field.default
+        yield f"site.{name}", default, str(field.description)
 
 
 def read_table(path: Path, remedy: str) -> dict[str, Any]:

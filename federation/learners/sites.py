@@ -96,8 +96,8 @@ def _sites(data: DataTable, partition: Partition, seed: int) -> Sites:
 
 def _load(data: DataTable, num_clients: int, seed: int) -> list[SpatioTemporalSeries]:
     if isinstance(data, OwnData):
-        root = data.root or None
-        return [load_series(only_file(locate(data.own, root), ".toml", ".npz"), root=root)]
+        file = only_file(locate(data.own, data.root or None), ".toml", ".npz")
+        return [load_series(file, root=file.parent)]  # where the file lies that it describes
     if data.source == "confounded":
         clients = confounded_series(
             num_clients,
