@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tomli_w
 from pydantic import AfterValidator, ValidationError
 
-<<<<<<< HEAD
-=======
-from federation.experiment import Experiment, Scalar, describe_keys, explain, load_experiment
->>>>>>> deploy-sites
 from federation.keys import Table, key
 from graphcl.errors import ConfigError
 
 if TYPE_CHECKING:  # a process that only keeps others running does not wait for torch
-    from federation.experiment import Experiment
+    from federation.experiment import Experiment, Scalar
 
 _NAME = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
@@ -157,9 +153,11 @@ def read_deployment(path: Path) -> Deployment:
     return deployment
 
 
-def describe_site_keys() -> Iterator[tuple[str, Scalar, str]]:
+def describe_site_keys() -> "Iterator[tuple[str, Scalar, str]]":
     """Yield every key of ``sites.toml`` with its default and its meaning."""
     yield "experiment", "", str(Deployment.model_fields["experiment"].description)
+    from federation.experiment import describe_keys
+
     yield from describe_keys(ServerTable, "server.")
     for name, field in SiteTable.model_fields.items():
         default = "" if field.is_required() else field.default
