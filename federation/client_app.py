@@ -27,7 +27,7 @@ from graphcl.training import seed_everything
 
 app = ClientApp()
 
-_STATE = "learner"
+LEARNER = "learner"  # the record in which an exchange's state lies
 
 
 @app.query("hello")
@@ -131,7 +131,7 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
         torch.set_num_threads(threads)
     exchange = _build(experiment, _partition(context))
     learner = exchange.learner
-    stored = context.state.array_records.get(_STATE)
+    stored = context.state.array_records.get(LEARNER)
     # The learner still holds this very state where the last message came to the same process.
     keeps = exchange.keeps(experiment)
     if keeps and (stored is None or learner.holds is not stored):
@@ -143,7 +143,7 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
             state = exchange.state()
             for name, tensor in state.items():
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
-            context.state[_STATE] = stored = to_arrays(state)
+            context.state[LEARNER] = stored = to_arrays(state)
         learner.holds = stored if keep or not exchange.mixes else None
     else:
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads

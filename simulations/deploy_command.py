@@ -10,9 +10,10 @@ from federation.deploy.provision import Provisioned, provision, revoke, rotate
 from federation.deploy.split import split
 from federation.experiment import describe_keys, load_experiment
 from graphcl.errors import ConfigError
-from simulations import deploy_run_command, terminal
+from simulations import terminal
 from simulations.deploy_check_command import check
-from simulations.export import export_run
+from simulations.deploy_run_command import add_commands
+from simulations.export import export_run, export_site
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of all folders.")]
 
-deploy_run_command.add_commands(app)
+add_commands(app)
 
 
 @app.command("init")
@@ -99,7 +100,7 @@ def split_data(
 
 @app.command("export")
 def export_models(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or the bundle of a site.")],
     out: Annotated[Path, typer.Argument(help="Where a folder per site is made.")],
     partition: Annotated[
         int | None, typer.Option(help="Of the site with this partition alone.", min=0)
@@ -108,7 +109,15 @@ def export_models(
         Path | None, typer.Option(help="Where this one site's data are, if not where the run was.")
     ] = None,
 ) -> None:
-    """Write the trained model of every site, which graphcl.models.load_model loads in one line."""
+    """Write the trained model of every site, which graphcl.models.load_model loads in one line.
+
+    On a site, from its bundle: the model with which it was last evaluated.
+    """
+    if (run / "site.toml").is_file():
+        if data is not None or partition is not None:
+            raise ConfigError(f"{run}: a bundle says all that is needed; drop the other options")
+        terminal.say(escape(str(export_site(run, out))))
+        return
     if data is not None and partition is None:
         raise ConfigError("--data is that of one site: say which by --partition")
     place = None if data is None else str(data.expanduser().resolve())

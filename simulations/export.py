@@ -9,6 +9,9 @@ from flwr.app import ConfigRecord
 from torch import nn
 
 from federation.client_app import exchange_of
+from federation.deploy.bundles import STATE, SiteBundle, load_bundle_experiment
+from federation.deploy.site import STATES
+from federation.deploy.states import last_evaluated
 from federation.experiment import Experiment, load_experiment
 from federation.learners.outages import OutageNetwork
 from federation.learners.pretraining import PretrainingModel
@@ -63,6 +66,31 @@ def export_run(
         _export(experiment, checkpoint, client, data, folder)
         written.append(folder)
     return written
+
+
+def export_site(bundle: Path, out: Path) -> Path:
+    """Write the model that a site was last evaluated with, on the site itself.
+
+    Args:
+        bundle: The site's folder.
+        out: Where a folder with the site's name is made.
+
+    Returns:
+        That folder.
+
+    Raises:
+        ConfigError: If the model is of no kind that can be stored.
+        FederationError: If the site was never evaluated.
+    """
+    site, experiment = SiteBundle.load(bundle), load_bundle_experiment(bundle)
+    content, state = last_evaluated(bundle / STATE / STATES)
+    context = OneNode(experiment, site.partition, site.data).contexts[site.partition]
+    context.state = state
+    with exchange_of(context, keep=False) as exchange:
+        exchange.receive(content)
+        number = int(content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+        write_model(exchange, site.partition, number, out / site.name)
+    return out / site.name
 
 
 def _name(experiment: Experiment, client: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
@@ -80,6 +80,8 @@ class Desk:
             reply = app(asked, own)
             if reply.has_error():
                 errors[place] = reply.error
+            elif kind == MessageType.EVALUATE:
+                states.keep_evaluated(content, own.state)
             replies.append(RecordDict() if reply.has_error() else reply.content)
         kept = None
         if not _same(own.state, before):

@@ -158,6 +158,7 @@ def describe_site_keys() -> "Iterator[tuple[str, Scalar, str]]":
     from federation.experiment import describe_keys
 
     yield "experiment", "", str(Deployment.model_fields["experiment"].description)
+
     yield from describe_keys(ServerTable, "server.")
     for name, field in SiteTable.model_fields.items():
         default = "" if field.is_required() else field.default

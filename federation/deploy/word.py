@@ -1,4 +1,4 @@
-"""What the two processes of a server tell each other, and those who look on, in its state folder."""
+"""What a server's processes tell each other, and those who look on, in its state folder."""
 
 import json
 import os
