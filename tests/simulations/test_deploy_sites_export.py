@@ -1,23 +1,31 @@
 """Models that leave a federation for use: they predict what their clients were scored by."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
 from federation.client_app import exchange_of
+from federation.deploy.bundles import STATE, SiteBundle
+from federation.deploy.desk import Desk
+from federation.deploy.envelope import MESSAGE_TYPE, Answer, Order
+from federation.deploy.provision import provision
+from federation.deploy.site import STATES
 from federation.deploy.split import split
+from federation.deploy.states import last_evaluated
 from federation.experiment import load_experiment
 from federation.learners import clients_of
 from federation.learners.territories import territory_of
 from federation.records import from_bytes
 from federation.run_directory import RunDirectory
-from graphcl.errors import ConfigError, GraphCLError
+from graphcl.errors import ConfigError, FederationError, GraphCLError
 from graphcl.metrics import accuracy, mean_absolute_error
 from graphcl.models import load_model, save_model
 from simulations.carriers.local import LocalGrid
-from simulations.export import export_run
+from simulations.export import export_run, export_site
 
 SERIES = {
     "task.name": "forecast",
@@ -222,3 +230,94 @@ def test_states_of_clients_are_theirs(ran, tmp_path):
         state = from_bytes(clients[partition]).array_records["learner"]
         own = torch.from_numpy(state["model/head.weight"].numpy().copy())
         assert torch.equal(load_model(folder).head.weight, own)
+
+
+# On the site itself.
+
+
+class DeskGrid(LocalGrid):
+    """Nodes that answer as the worker of an edge node does, states on their own disks."""
+
+    def __init__(self, experiment, bundles):
+        super().__init__(experiment)
+        self.bundles = bundles
+        self.desks = [Desk(bundle / STATE / STATES) for bundle in bundles]
+        self.kept = [0] * len(bundles)
+        self.numbers = itertools.count()
+        for partition, bundle in enumerate(bundles):
+            self.contexts[partition].node_config.update(SiteBundle.load(bundle).node_config)
+
+    def deliver(self, messages, timeout):
+        return [self._answer(message) for message in messages]
+
+    def _answer(self, message):
+        partition = message.metadata.dst_node_id - 1
+        server_round = int(message.content.config_records.get("config", {}).get("server-round", 0))
+        kinds = (message.metadata.message_type,)
+        number, base = str(next(self.numbers)), self.kept[partition]
+        order = Order("0123456789abcdef", number, base, server_round, kinds)
+        envelope = Message(
+            order.pack([message.content]), message.metadata.dst_node_id, MESSAGE_TYPE
+        )
+        envelope.metadata.__dict__["_message_id"] = f"envelope-{number}"
+        reply = self.desks[partition].answer(envelope, self.contexts[partition])
+        answer, [content] = Answer.unpack(reply.content, 1)
+        assert not answer.errors, answer.errors
+        self.kept[partition] = base if answer.kept is None else answer.kept
+        return Message(content, reply_to=message)
+
+
+@pytest.fixture
+def deployed(tiny, tmp_path):
+    """Provision the clients of an experiment, and let them run in this process."""
+
+    def run(**keys):
+        sites = tmp_path / "sites"
+        deployment = split(tiny({"run.rounds": 2, "train.epochs": 1, **keys}), sites)
+        provision(sites / "sites.toml", tmp_path / "out")
+        bundles = [tmp_path / "out/sites" / site.name for site in deployment.site]
+        # As the server has it: where the sites' data are is nothing that it knows.
+        keys = {"run.directory": str(tmp_path / "run"), "data.root": str(tmp_path / "nowhere")}
+        experiment = load_experiment(sites / "config.toml", keys)
+        RunDirectory.of(experiment)
+        DeskGrid(experiment, bundles).serve()
+        return experiment.override({"data.root": str(sites / "data")}), bundles
+
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["feddbp", "fedavg", "fedtgp", "fedper"])
+def test_a_site_exports_the_model_that_it_was_last_evaluated_with(deployed, tmp_path, strategy):
+    experiment, bundles = deployed(**{"strategy.name": strategy, "strategy.fedtgp.epochs": 2})
+    for partition, bundle in enumerate(bundles):
+        folder = export_site(bundle, tmp_path / "models")
+        assert folder.name == bundle.name
+        graph = clients_of(experiment).graphs[partition]
+        found = load_model(folder).predict(graph)[graph.test_mask]
+        told = scores(tmp_path / "run", partition)["accuracy"]
+        assert accuracy(found, graph.y[graph.test_mask]) == told
+        assert json.loads((folder / "model.json").read_text())["round"] == 2
+
+
+def test_a_site_exports_its_forecaster(deployed, tmp_path):
+    experiment, bundles = deployed(**SERIES, **{"strategy.name": "scfsgl"})
+    test = clients_of(experiment).splits[1]["test"]
+    forecast = load_model(export_site(bundles[1], tmp_path / "models"), test).predict(test)
+    y = torch.stack([test.values[w + 12 : w + 24] for w in range(len(forecast))])
+    told = scores(tmp_path / "run", 1)["mae"]
+    assert float((forecast - y).abs().mean()) == pytest.approx(told, rel=1e-5)
+
+
+def test_what_a_site_keeps_for_export_is_whole_and_without_the_key_of_its_masks(deployed, tmp_path):
+    _, [bundle, *_] = deployed(**{"strategy.name": "fedproto", "privacy.masking": True})
+    [kept] = (bundle / STATE / STATES).glob("*/evaluated")
+    assert kept.stat().st_mode & 0o077 == 0
+    content, state = last_evaluated(bundle / STATE / STATES)
+    assert set(state) == {"learner"}
+    assert "prototypes" in content
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(FederationError, match="evaluated: damaged"):
+        export_site(bundle, tmp_path / "models")
+    kept.unlink()
+    with pytest.raises(FederationError, match="this site was never evaluated"):
+        export_site(bundle, tmp_path / "models")
