@@ -1,5 +1,6 @@
 """``graphcl deploy``: from a folder of data on each site to a running federation."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -113,6 +114,7 @@ def export_models(
 
     On a site, from its bundle: the model with which it was last evaluated.
     """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     if (run / "site.toml").is_file():
         if data is not None or partition is not None:
             raise ConfigError(f"{run}: a bundle says all that is needed; drop the other options")
