@@ -5,14 +5,11 @@ database, logs, the run directory, and word from the ServerApp.
 """
 
 import contextlib
-import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -37,11 +34,11 @@ from federation.deploy.word import FAILED, FINISHED, FOLDER, Word
 from graphcl.errors import FederationError
 
 _LOOK_SECONDS = 0.2
-_APP_SECONDS = 180.0  # for the ServerApp to start
-_COMMAND_SECONDS = 180.0
 _MOST_RESTARTS = 5
 _QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 _SUPERLINK, _SERVER_APP = "federation.deploy.superlink", "federation.deploy.server_app"
+
+_Process = subprocess.Popen[bytes]
 
 
 class Server:
@@ -68,7 +65,8 @@ class Server:
             self._home,
             {**_QUICK, MAX_BYTES: str(max_bytes), FOLDER: str(self.folder)},
         )
-        self._superlink: subprocess.Popen[bytes] | None = None
+        self._app_log = self.state / "serverapp.log"
+        self._processes: list[_Process] = []
 
     @property
     def finished(self) -> bool:
@@ -88,20 +86,19 @@ class Server:
             for restart in range(_MOST_RESTARTS + 1):
                 if restart:
                     self._say("The SuperLink ended; it starts anew, and the run goes on")
-                self._start_superlink()
+                self._stop_all()
+                superlink = self._start_superlink()
                 self._register_keys()
-                self._submit()
-                if self._follow(stop):
+                if self._follow(stop, superlink, self._submit()):
                     return self.finished
             raise FederationError(
                 f"the SuperLink ended {_MOST_RESTARTS + 1} times; {self._log} ends with:\n"
                 + tail(self._log)
             )
         finally:
-            self._stop_superlink()
+            self._stop_all()
 
-    def _start_superlink(self) -> None:
-        self._stop_superlink()
+    def _start_superlink(self) -> _Process:
         where = {"address": f"127.0.0.1:{self.bundle.port}"}
         authority = self.folder / CA_CERTIFICATE
         write_connection(self._home, {**where, "root-certificates": str(authority)})
@@ -114,13 +111,13 @@ class Server:
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
             *("--database", str(self.state / "superlink.db")),
         ]
-        self._superlink = start_logged(command, self._log, self._environment, append=True)
-        wait_for_superlink(self._superlink, self.bundle.port, self._log, authority)
+        process = self._started(command, self._log)
+        wait_for_superlink(process, self.bundle.port, self._log, authority)
+        return process
 
-    def _stop_superlink(self) -> None:
-        if self._superlink is not None:
-            stop_family(self._superlink)
-            self._superlink = None
+    def _stop_all(self) -> None:
+        while self._processes:
+            stop_family(self._processes.pop())
         self._stop_app()
 
     def _stop_app(self) -> None:
@@ -147,46 +144,32 @@ class Server:
                 f"{admitted.gone} keys that the folder does not hold may not take part any more"
             )
 
-    def _submit(self) -> None:
+    def _submit(self) -> _Process:
+        """Hand the run to the SuperLink; what is started follows the ServerApp's log to its end."""
         self.word.forget()
         config = read_table(self.folder / CONFIG, "copy the whole folder anew")
         app = write_app(self._home / "app", config, _SERVER_APP)
-        self._flower("run", str(app), CONNECTION, "--format", "json")
+        command = [binary("flwr"), "run", str(app), CONNECTION, "--stream"]
+        return self._started(command, self._app_log)
 
-    def _follow(self, stop: threading.Event) -> bool:
+    def _started(self, command: list[str], log: Path) -> _Process:
+        process = start_logged(command, log, self._environment, append=True)
+        self._processes.append(process)
+        return process
+
+    def _follow(self, stop: threading.Event, superlink: _Process, client: _Process) -> bool:
         """Wait for the end of the run; say False if the SuperLink ended before it."""
-        started = time.monotonic()
         while not stop.wait(_LOOK_SECONDS):
             word = self.word.outcome()
             if word.get("status") == FINISHED:
                 return True
             if word.get("status") == FAILED:
                 raise FederationError(f"the run stopped: {word['error']}")
-            assert self._superlink is not None  # noqa: S101 - it was started
-            if self._superlink.poll() is not None:
+            if superlink.poll() is not None:
                 return False
-            late = time.monotonic() - started > _APP_SECONDS
-            if late and not (word and psutil.pid_exists(word["pid"])):
+            gone = client.poll() is not None and not psutil.pid_exists(word.get("pid", client.pid))
+            if gone and self.word.outcome().get("status") not in (FAILED, FINISHED):
                 raise FederationError(
-                    f"the ServerApp does not run; {self._log} ends with:\n{tail(self._log)}"
+                    f"the ServerApp ended; {self._app_log} ends with:\n{tail(self._app_log)}"
                 )
         return True
-
-    def _flower(self, *arguments: str) -> dict[str, Any]:
-        """Run a command of Flower's and return what it prints."""
-        done = subprocess.run(  # noqa: S603
-            [binary("flwr"), *arguments],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_COMMAND_SECONDS,
-        )
-        try:
-            printed: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            printed = {}
-        if done.returncode or not printed.get("success"):
-            said = printed.get("error-message") or done.stderr or done.stdout
-            raise FederationError(f"flwr {' '.join(arguments[:2])} failed: {said.strip()[-1000:]}")
-        return printed

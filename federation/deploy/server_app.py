@@ -31,27 +31,29 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run's configuration, from its last checkpoint if it has one."""
     folder = Path(os.environ[FOLDER])
     word = Word(folder)
-    word.leave(RUNNING)
-    try:
-        _run(grid, context, folder, word)
-    except Exception as error:
-        ours = isinstance(error, GraphCLError)
-        word.leave(FAILED, str(error) if ours else f"{type(error).__name__}: {error}")
-        raise
-    word.leave(FINISHED)
-
-
-def _run(grid: Grid, context: Context, folder: Path, word: Word) -> None:
-    experiment = experiment_of(context.run_config)
     run = RunDirectory(word.run)
-    run.open(experiment)
+    run.path.mkdir(exist_ok=True)
+    with run.held():  # one that a killed SuperLink left behind has no say any more
+        word.leave(RUNNING)
+        try:
+            experiment = experiment_of(context.run_config)
+            run.open(experiment)
+            federate(_grid(grid, folder, word), experiment, run)
+        except Exception as error:
+            ours = isinstance(error, GraphCLError)
+            word.leave(FAILED, str(error) if ours else f"{type(error).__name__}: {error}")
+            raise
+        word.leave(FINISHED)
+
+
+def _grid(grid: Grid, folder: Path, word: Word) -> DeploymentGrid:
+    """Return the grid of the sites in the server's folder."""
     nodes = word.nodes()
     sites = {nodes[known.name]: Site.of(known) for known in ServerBundle.load(folder).site}
 
     def told(contacts: Mapping[str, Contact]) -> None:
         word.leave_sites({name: asdict(contact) for name, contact in contacts.items()})
 
-    with run.held():
-        name = hashlib.sha256((run.path / "config.toml").read_bytes()).hexdigest()[:16]
-        # Flower's grid of a SuperLink tells more of its nodes than the public interface does.
-        federate(DeploymentGrid(cast(NodesGrid, grid), sites, name, told), experiment, run)
+    name = hashlib.sha256((word.run / "config.toml").read_bytes()).hexdigest()[:16]
+    # Flower's grid of a SuperLink tells more of its nodes than the public interface does.
+    return DeploymentGrid(cast(NodesGrid, grid), sites, name, told)

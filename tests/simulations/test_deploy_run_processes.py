@@ -76,7 +76,7 @@ class Federation:
         self.sites.pop(name).wait()
 
     def kill_superlink(self):
-        os.kill(self.server._superlink.pid, signal.SIGKILL)
+        os.kill(self.server._processes[0].pid, signal.SIGKILL)
 
     def start_server(self):
         def serve():
