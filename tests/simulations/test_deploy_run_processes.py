@@ -51,7 +51,8 @@ class Federation:
 
     def __init__(self, folder, **keys):
         self.folder = folder
-        description = split(Experiment.from_flat({**KEYS, **keys}), folder / "split")
+        self.experiment = Experiment.from_flat({**KEYS, **keys})
+        description = split(self.experiment, folder / "split")
         text = (folder / "split" / "sites.toml").read_text()
         for port in (8000, *(site.port for site in description.site)):
             text = text.replace(f"port = {port}\n", f"port = {free_port()}\n")
@@ -143,13 +144,9 @@ def federation(tmp_path):
 
 
 def simulated(federation):
-    """Run the experiment that the deployment runs as a simulation; return its run directory."""
-    from federation.experiment import load_experiment
-
-    config = federation.folder / "split" / "config.toml"
+    """Run the simulation that the deployment was split from; return its run directory."""
     directory = str(federation.folder / "simulated")
-    experiment = load_experiment(config, {"run.directory": directory})
-    LocalGrid(experiment).serve()
+    LocalGrid(federation.experiment.override({"run.directory": directory})).serve()
     return RunDirectory(directory)
 
 
