@@ -55,6 +55,7 @@ class _Round:
 
     def close(
         self,
+        grid: Grid,
         run: RunDirectory,
         evaluation: Exchanged | None,
         scores: Sequence[Score],
@@ -63,7 +64,9 @@ class _Round:
         """Put the round on record."""
         line = round_line(self.server_round, self.train, evaluation, scores, seconds) | self.told
         run.record([*client_lines(self.server_round, self.train, evaluation, scores), line])
-        run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
+        stored = run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
+        if stored is not None and isinstance(grid, KeepsClientStates):
+            grid.rest_client_states(stored)
 
 
 def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
@@ -193,7 +196,7 @@ def _evaluate(
     scores, timeout = SCORES[experiment.task.name], experiment.run.timeout
     last = done.server_round == experiment.run.rounds
     if done.server_round % experiment.run.evaluate_every and not last:
-        done.close(run, None, scores, time.perf_counter() - started)
+        done.close(grid, run, None, scores, time.perf_counter() - started)
         return
     evaluation = Exchanged(grid, facts, list(facts.nodes.values()), timeout)
     messages = evaluation.outgoing(
@@ -203,7 +206,7 @@ def _evaluate(
     def close(replies: Iterable[Message], seconds: float) -> None:
         evaluation.take(replies)
         evaluation.check_evaluation(scores[0])
-        done.close(run, evaluation, scores, seconds)
+        done.close(grid, run, evaluation, scores, seconds)
 
     if isinstance(grid, DefersMessages):
         seconds = time.perf_counter() - started
