@@ -134,7 +134,7 @@ def test_a_label_free_method_embeds_as_its_client_did(ran, tmp_path):
     assert torch.equal(load_model(folder).embed(graph), embedding)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "local", "fedper"])
+@pytest.mark.parametrize("strategy", ["fedavg", "local", "feddbp"])
 def test_outages_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
     experiment, directory = ran(**STORMS, **{"strategy.name": strategy})
     for partition, folder in enumerate(export_run(directory, tmp_path / "models")):
@@ -145,8 +145,9 @@ def test_outages_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
         assert mean_absolute_error(found, test.outages.float()) == pytest.approx(told, rel=1e-5)
 
 
-def test_steps_are_forecast_as_the_client_was_scored(ran, tmp_path):
-    experiment, directory = ran(**SERIES, **{"strategy.name": "scfsgl"})
+@pytest.mark.parametrize("strategy", ["scfsgl", "feddbp"])
+def test_steps_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
+    experiment, directory = ran(**SERIES, **{"strategy.name": strategy})
     for partition, folder in enumerate(export_run(directory, tmp_path / "models")):
         test = clients_of(experiment).splits[partition]["test"]
         model = load_model(folder, test)
@@ -184,7 +185,7 @@ def test_what_cannot_be_exported_is_said(ran, tiny, tmp_path):
     RunDirectory.of(tiny(folder="begun"))
     with pytest.raises(ConfigError, match="no round is complete yet"):
         export_run(tmp_path / "begun", tmp_path / "models")
-    _, directory = ran(**STORMS, **{"strategy.name": "feddbp"})
+    _, directory = ran(**{"task.name": "pretrain", "strategy.name": "feddbp"})
     with pytest.raises(ConfigError, match=r"strategy\.feddbp\.fuse: the projector behind"):
         export_run(directory, tmp_path / "models")
 
