@@ -52,8 +52,10 @@ def export_run(
     checkpoint = RunDirectory(directory).latest()
     if checkpoint is None:
         raise ConfigError(f"{directory}: no round is complete yet, so that there is no model")
-    keeps = ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment)
-    if keeps and checkpoint.clients is None:
+    states = checkpoint.clients
+    # Of edge nodes a checkpoint holds the number of the round whose state they have, at most.
+    elsewhere = states is None or any(data.isdigit() for data in states.values())
+    if elsewhere and ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):
         raise ConfigError(
             f"{directory}: '{experiment.strategy.name}' keeps models on the sites, and the run "
             "directory of the server has none of them; export on a site: graphcl deploy export "

@@ -1,5 +1,6 @@
 """Models that leave a federation for use: they predict what their clients were scored by."""
 
+import dataclasses
 import itertools
 import json
 
@@ -190,12 +191,12 @@ def test_what_cannot_be_exported_is_said(ran, tiny, tmp_path):
         export_run(directory, tmp_path / "models")
 
 
-def test_a_server_that_has_no_models_says_where_they_are(ran, tmp_path):
+@pytest.mark.parametrize("states", [None, {0: b"2", 1: b"1"}])
+def test_a_server_that_has_no_models_says_where_they_are(ran, tmp_path, monkeypatch, states):
     """As a run of edge nodes leaves it, which keep their states themselves."""
     _, directory = ran(**{"strategy.name": "feddbp"})
-    manifest = directory / "checkpoint/manifest.json"
-    stored = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**stored, "clients": None}))
+    kept = dataclasses.replace(RunDirectory(directory).latest(), clients=states)
+    monkeypatch.setattr(RunDirectory, "latest", lambda _: kept)
     with pytest.raises(ConfigError, match="keeps models on the sites, and the run directory"):
         export_run(directory, tmp_path / "models")
 
