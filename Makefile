@@ -3,13 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check install bench format clean
+.PHONY: quickstart test test-slow check install bench format clean
 
 quickstart: install
 	$(BIN)/graphcl run configs/quickstart.toml
 
+# Each process on one thread: more would wait for one another.
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check .
@@ -28,8 +34,11 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_forecast_scale.py --clients
 	$(BIN)/python tests/benchmarks/bench_recovery.py
 	$(BIN)/python tests/benchmarks/bench_hostile.py
+	$(BIN)/python tests/benchmarks/bench_asynchrony.py --seeds 5
+	$(BIN)/python tests/benchmarks/bench_faults.py
 	$(BIN)/python tests/benchmarks/bench_softmax.py
 	$(BIN)/python tests/benchmarks/bench_recommend.py
+	$(BIN)/python tests/benchmarks/bench_deploy.py
 
 format: install
 	$(BIN)/ruff check --fix .

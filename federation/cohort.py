@@ -75,7 +75,18 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         },
         num_classes=_agree(facts, "num-classes", True),
         public_keys=keys,
+        samples=_samples(facts, known),
     )
+
+
+def _samples(
+    facts: Mapping[int, Mapping[str, int]], known: Mapping[int, int] | None
+) -> dict[int, int]:
+    """Return the training samples of every partition; the mean for one that is not there yet."""
+    told = {partition: one["num-examples"] for partition, one in facts.items()}
+    mean = round(sum(told.values()) / len(told))
+    partitions = told if known is None else sorted(known.values())
+    return {partition: told.get(partition, mean) for partition in partitions}
 
 
 def _told(

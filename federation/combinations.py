@@ -74,6 +74,8 @@ def check_combination(experiment: "Experiment") -> None:
     if task == "recommend":
         _possible_recommendations(experiment)
     _possible_faults(experiment)
+    if experiment.asynchrony.buffer:
+        _possible_asynchrony(experiment)
     if "feddbp" in planned and feddbp.fuse == "concat" and model.embedding_channels % 2:
         raise ValueError(
             f"model.embedding_channels: {model.embedding_channels} cannot be halved for "
@@ -199,6 +201,22 @@ def _possible_faults(experiment: "Experiment") -> None:
             "faults: 'pooled' has the data in one place and no clients that could fail; leave "
             "it out, or the faults"
         )
+    if faults.of_processes and experiment.simulation.engine == "flower":
+        raise ValueError(
+            "faults.crash, hang, memory and slow are of processes, and Flower's own engine goes on "
+            "with those that died; take simulation.engine = 'ray' or 'local'"
+        )
+    if faults.of_processes and experiment.asynchrony.buffer:
+        raise ValueError(
+            "faults.crash, hang, memory and slow are drawn for rounds, and asynchrony.buffer has "
+            "none; leave one of them out"
+        )
+    waits = experiment.simulation.engine == "ray" and not experiment.simulation.client_timeout
+    if faults.hang and waits:
+        raise ValueError(
+            "faults.hang: nothing would end it before run.timeout; set simulation.client_timeout, "
+            "to 20 seconds for instance"
+        )
     if faults.hostile and "scfsgl" in planned:
         raise ValueError(
             "faults.hostile: attacks are on prototypes and on weights, and 'scfsgl' sends "
@@ -209,6 +227,30 @@ def _possible_faults(experiment: "Experiment") -> None:
         raise ValueError(
             f"faults.attack: '{faults.attack}' is about the prototypes of classes, and "
             f"'{weighing[0]}' sends weights; take one of {', '.join(UPDATE_ATTACKS)}"
+        )
+
+
+def _possible_asynchrony(experiment: "Experiment") -> None:
+    table, clients = experiment.asynchrony, experiment.partition.clients
+    if max(table.buffer, table.concurrency) > clients:
+        raise ValueError(
+            f"asynchrony: a buffer of {table.buffer} and {table.concurrency or 'as many'} clients "
+            f"at work need as many clients, but partition.clients = {clients}; lower them"
+        )
+    if experiment.strategy.fraction < 1:
+        raise ValueError(
+            f"asynchrony.buffer: without rounds there is no strategy.fraction = "
+            f"{experiment.strategy.fraction:g} of the clients to draw; leave it at 1 and set "
+            "asynchrony.concurrency"
+        )
+    if experiment.privacy.masking:
+        raise ValueError(
+            "asynchrony.buffer: privacy.masking hides a client in the sum over all, and a buffer "
+            "holds some; leave one of them out"
+        )
+    if experiment.faults.stale:
+        raise ValueError(
+            "asynchrony.buffer: replies are late by the clock already; leave faults.stale at 0"
         )
 
 

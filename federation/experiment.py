@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from federation.combinations import check_combination
 from federation.data_tables import DataTable, OwnData
+from federation.device_tables import Asynchrony
 from federation.fault_tables import FaultTable
 from federation.keys import Table
 from federation.privacy.table import Privacy
@@ -62,6 +63,7 @@ class Experiment(Table):
     strategy: Strategy = Strategy()
     privacy: Privacy = Privacy()
     faults: FaultTable = FaultTable()
+    asynchrony: Asynchrony = Asynchrony()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
@@ -91,6 +93,12 @@ class Experiment(Table):
     def unlike_models(self) -> bool:
         """Whether the clients' models differ, so that their weights cannot be averaged."""
         return len(set(self.encoder_names)) > 1
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether aggregates wait for a number of replies instead of a cohort."""
+        waits = self.strategy.name in ("local", "pooled")  # nobody learns from another
+        return bool(self.asynchrony.buffer) and not waits
 
     @property
     def masked(self) -> bool:

@@ -37,6 +37,26 @@ class FaultTable(Table):
         ge=0,
         le=1,
     )
+    corrupt: float = key(
+        0.0,
+        "integrity: chance that a reply arrives with bytes of an array missing, and is refused",
+        ge=0,
+        le=1,
+    )
+    crash: float = key(
+        0.0,
+        "chance, per client and round, that its process dies in training, whenever it is tried; of "
+        "processes, as are the next four, so on the engines local, which fails the update instead, "
+        "and ray",
+        ge=0,
+        le=1,
+    )
+    hang: float = key(
+        0.0, "chance that training never ends; ray: until simulation.client_timeout", ge=0, le=1
+    )
+    memory: float = key(0.0, "chance that memory runs out in training", ge=0, le=1)
+    slow: float = key(0.0, "chance that training takes slow_seconds more", ge=0, le=1)
+    slow_seconds: float = key(1.0, "see slow", gt=0)
     hostile: float = key(
         0.0, "share of the clients that attack in every round, the same ones", ge=0, le=1
     )
@@ -81,8 +101,18 @@ class FaultTable(Table):
             (self.lose, "of replies lost"),
             (self.partial, "partial"),
             (self.stale, "stale"),
+            (self.corrupt, "corrupt"),
+            (self.crash, "of processes crash"),
+            (self.hang, "hang"),
+            (self.memory, "out of memory"),
+            (self.slow, f"{self.slow_seconds:g} s late"),
         ]
         return ", ".join(f"{100 * share:g} % {what}" for share, what in parts if share)
+
+    @property
+    def of_processes(self) -> bool:
+        """Whether processes fail, and not only what they send."""
+        return any((self.crash, self.hang, self.memory, self.slow))
 
 
 class RobustTable(Table):

@@ -5,13 +5,16 @@ between receiving replies and checking them. So it is the same on every carrier 
 and what a hostile client says must be plausible to get past the checks.
 
 In the order in which they strike: a client drops out; a hostile one tampers with its reply; the
-reply is lost; an earlier one takes its place; a part of it is missing.
+reply is lost; an earlier one takes its place; a part of it is missing; bytes of it are. Processes
+fail where they are, in the carriers of a simulation (:func:`ailments`); the server just notes it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federation.experiment import Experiment
 from federation.fault_tables import FaultTable
@@ -31,6 +34,21 @@ def hostile_clients(experiment: Experiment) -> frozenset[int]:
     return frozenset(int(p) for p in order[: round(experiment.faults.hostile * clients)])
 
 
+# What fails in a process, the gravest first: it hides the others.
+AILMENTS = ("crash", "hang", "memory", "slow")
+
+
+@lru_cache(maxsize=2)
+def ailments(experiment: Experiment, server_round: int) -> Mapping[int, str]:
+    """Return whose process fails in a round's training, and how, by partition."""
+    table = experiment.faults
+    found: dict[int, str] = {}
+    for kind in reversed(AILMENTS):
+        if chance := getattr(table, kind):
+            found |= dict.fromkeys(_struck(experiment, kind, chance, server_round), kind)
+    return found
+
+
 def _struck(experiment: Experiment, kind: str, chance: float, server_round: int) -> frozenset[int]:
     rng = numpy_rng(experiment.run.seed, "faults", kind, server_round)
     draws = rng.random(experiment.partition.clients)
@@ -43,7 +61,8 @@ class RoundFaults:
 
     Attributes:
         dropped: Partitions that no message reaches.
-        lost, stale, partial, hostile: Partitions whose reply meets that fault.
+        lost, stale, partial, corrupt, hostile: Partitions whose reply meets that fault.
+        ailing: Whose process fails, and how.
         table: How the hostile ones attack.
         seed: Decides, by partition, which classes are missing.
         held: The last reply that was on its way, by partition; goes on from round to round.
@@ -54,6 +73,8 @@ class RoundFaults:
     lost: frozenset[int] = frozenset()
     stale: frozenset[int] = frozenset()
     partial: frozenset[int] = frozenset()
+    corrupt: frozenset[int] = frozenset()
+    ailing: Mapping[int, str] = field(default_factory=dict)
     hostile: frozenset[int] = frozenset()
     table: FaultTable = field(default_factory=FaultTable)
     seed: tuple[int, int] = (0, 0)
@@ -64,6 +85,8 @@ class RoundFaults:
         """Say whether a message gets to a client."""
         if partition in self.dropped:
             self._note(partition, "dropped")
+        elif partition in self.ailing:
+            self._note(partition, self.ailing[partition])
         return partition not in self.dropped
 
     def arriving(
@@ -98,6 +121,11 @@ class RoundFaults:
             if incomplete is not content:
                 self._note(partition, "partial")
             content = incomplete
+        if partition in self.corrupt:
+            damaged = _corrupted(content)
+            if damaged is not content:
+                self._note(partition, "corrupt")
+            content = damaged
         return content
 
     def reason(self, partition: int) -> str:
@@ -139,6 +167,8 @@ class Faults:
             lost=_struck(experiment, "lose", table.lose, server_round),
             stale=_struck(experiment, "stale", table.stale, server_round),
             partial=_struck(experiment, "partial", table.partial, server_round),
+            corrupt=_struck(experiment, "corrupt", table.corrupt, server_round),
+            ailing=ailments(experiment, server_round),
             hostile=hostile_clients(experiment),
             table=table,
             seed=(experiment.run.seed, server_round),
@@ -207,6 +237,15 @@ def _attack_prototypes(
     values = upload.values.clone()
     values[drawn] += table.strength * (target - values[drawn])
     return replace(upload, values=values)
+
+
+def _corrupted(content: RecordDict) -> RecordDict:
+    """Return a reply of whose first array half of the bytes are missing, if it has one."""
+    for name, record in content.array_records.items():
+        for key, array in record.items():
+            cut = Array(array.dtype, array.shape, array.stype, array.data[: len(array.data) // 2])
+            return RecordDict({**content, name: ArrayRecord({**record, key: cut})})
+    return content
 
 
 def _without_a_part(content: RecordDict, seed: tuple[int, int], partition: int) -> RecordDict:

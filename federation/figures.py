@@ -31,6 +31,8 @@ def client_lines(
             line |= {"status": "failed", "reason": train.reasons[partition]}
         else:
             line |= {"status": "idle"}
+        if partition in train.staleness:
+            line["staleness"] = train.staleness[partition]
         if fault := train.faults.told(partition):
             line["fault"] = fault
         line["bytes_down"] = train.bytes_down.get(partition, 0)
@@ -96,6 +98,10 @@ def summarise(experiment: Experiment, lines: Sequence[Line]) -> dict[str, Any]:
         "bytes_down": sum(line["bytes_down"] for line in rounds),
         "seconds": math.fsum(line["seconds"] for line in rounds),
     }
+    if rounds and "virtual_seconds" in rounds[-1]:
+        summary["virtual_seconds"] = rounds[-1]["virtual_seconds"]
+    if overtaken := [line["staleness"] for line in lines if "staleness" in line]:
+        summary["mean_staleness"] = sum(overtaken) / len(overtaken)
     if experiment.faults.summary:
         summary["faults"] = experiment.faults.summary
     if evaluated:

@@ -31,6 +31,7 @@ class Exchanged:
         reasons: Why a partition's reply did not count.
         bytes_down, bytes_up: Content sent and received, by partition.
         faults: What goes wrong on purpose.
+        staleness: How many aggregates overtook a partition's reply, where they do not wait.
     """
 
     whole_grid: Grid
@@ -42,6 +43,7 @@ class Exchanged:
     bytes_down: dict[int, int] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
     faults: RoundFaults = field(default_factory=RoundFaults)
+    staleness: dict[int, int] = field(default_factory=dict)
     _addressed: dict[int, Message] = field(default_factory=dict, init=False)
 
     @property

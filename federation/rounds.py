@@ -6,15 +6,16 @@ client of every round.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from federation.cohort import discover, draw_cohort
+from federation.asynchrony import Flight, VirtualClock, carried_over
+from federation.cohort import CohortGrid, discover, draw_cohort
 from federation.experiment import Experiment
 from federation.faults import Faults
 from federation.figures import client_lines, round_line, summarise
@@ -22,7 +23,7 @@ from federation.learners import LEARNERS
 from federation.privacy.accountant import spent
 from federation.records import to_arrays
 from federation.replies import Exchanged
-from federation.run_directory import Checkpoint, KeepsClientStates, RunDirectory
+from federation.run_directory import Checkpoint, KeepsClientStates, Line, RunDirectory
 from federation.scores import SCORES, Score
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
@@ -50,6 +51,7 @@ class _Round:
     arrays: ArrayRecord
     state: RecordDict
     changed: dict[int, bytes] | None
+    told: Line
 
     def close(
         self,
@@ -59,12 +61,8 @@ class _Round:
         seconds: float,
     ) -> None:
         """Put the round on record."""
-        run.record(
-            [
-                *client_lines(self.server_round, self.train, evaluation, scores),
-                round_line(self.server_round, self.train, evaluation, scores, seconds),
-            ]
-        )
+        line = round_line(self.server_round, self.train, evaluation, scores, seconds) | self.told
+        run.record([*client_lines(self.server_round, self.train, evaluation, scores), line])
         run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
 
 
@@ -82,11 +80,12 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
     scores = SCORES[experiment.task.name]
     strategy = ALGORITHMS[experiment.strategy.name].strategy(experiment, facts)
     faults = Faults(experiment, facts)
-    arrays, first = _begin(experiment, facts, strategy, faults, checkpoint)
+    clock = VirtualClock(experiment, facts.samples)
+    arrays, first = _begin(experiment, facts, strategy, faults, clock, checkpoint)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
         run.releasing(server_round)
-        train = _train(grid, experiment, facts, strategy, faults, server_round, arrays)
+        train = _train(grid, experiment, facts, strategy, faults, clock, server_round, arrays)
         if train.success < (1.0 if experiment.masked else experiment.run.min_success):
             run.record(client_lines(server_round, train, None, scores))
             raise FederationError(_too_few(server_round, train, experiment))
@@ -96,8 +95,9 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
             server_round,
             train,
             arrays,
-            RecordDict({**_strategy_state(strategy), **faults.state()}),
+            RecordDict({**_strategy_state(strategy), **faults.state(), **clock.state()}),
             grid.take_client_states() if isinstance(grid, KeepsClientStates) else None,
+            {"virtual_seconds": clock.now} if experiment.asynchrony.timed else {},
         )
         _evaluate(grid, experiment, facts, strategy, run, done, started)
     if isinstance(grid, DefersMessages):
@@ -113,20 +113,71 @@ def _train(
     facts: Facts,
     strategy: Strategy,
     faults: Faults,
+    clock: VirtualClock,
     server_round: int,
     arrays: ArrayRecord,
 ) -> Exchanged:
-    """Let a cohort train; keep the replies that may enter the aggregate."""
+    """Let clients train; keep the replies that may enter the aggregate."""
     algorithm = ALGORITHMS[experiment.strategy.name]
-    cohort = draw_cohort(experiment, server_round)
-    struck = faults.of_round(server_round)
-    train = Exchanged(grid, facts, cohort, experiment.run.timeout, faults=struck)
-    train.send(strategy.configure_train(server_round, arrays, ConfigRecord(), train.grid))
+
+    def messages(cohort: Sequence[int]) -> dict[int, Message]:
+        """Return what a cohort is sent now, by partition."""
+        members = set(cohort)
+        nodes = [node for node, partition in facts.nodes.items() if partition in members]
+        shown = CohortGrid(grid, nodes)
+        made = strategy.configure_train(server_round, arrays, ConfigRecord(), shown)
+        return {facts.nodes[message.metadata.dst_node_id]: message for message in made}
+
+    if experiment.asynchronous:
+        flights = clock.fill_buffer(
+            server_round, lambda began: {p: m.content for p, m in messages(began).items()}
+        )
+        cohort = [flight.partition for flight in flights]
+        sent = _renewed(flights, facts)
+    else:
+        flights, cohort = [], draw_cohort(experiment, server_round)
+        clock.wait_for(cohort)
+        sent = list(messages(cohort).values())
+    train = Exchanged(
+        grid,
+        facts,
+        cohort,
+        experiment.run.timeout,
+        faults=faults.of_round(server_round),
+        staleness={flight.partition: server_round - flight.began for flight in flights},
+    )
+    train.send(sent)
     train.check_training(
         algorithm.sends,
         lambda content: algorithm.check_reply(content, arrays, experiment, facts),
     )
+    if "arrays" in algorithm.sends:
+        _carry_over(train, {f.partition: f for f in flights}, arrays, experiment)
     return train
+
+
+def _renewed(flights: Sequence[Flight], facts: Facts) -> list[Message]:
+    """Return the messages of clients at work; one that was made long ago would have expired."""
+    nodes = {partition: node for node, partition in facts.nodes.items()}
+    return [
+        Message(f.content, dst_node_id=nodes[f.partition], message_type=MessageType.TRAIN)
+        for f in flights
+    ]
+
+
+def _carry_over(
+    train: Exchanged, flights: Mapping[int, Flight], arrays: ArrayRecord, experiment: Experiment
+) -> None:
+    """Turn weights that others overtook into the same move from the weights of now."""
+    for reply in train.good:
+        partition = train.facts.nodes[reply.metadata.src_node_id]
+        if overtaken := train.staleness.get(partition, 0):
+            reply.content["arrays"] = carried_over(
+                reply.content.array_records["arrays"],
+                flights[partition].content.array_records["arrays"],
+                arrays,
+                (1 + overtaken) ** -experiment.asynchrony.staleness,
+            )
 
 
 def _evaluate(
@@ -181,12 +232,14 @@ def _begin(
     facts: Facts,
     strategy: Strategy,
     faults: Faults,
+    clock: VirtualClock,
     checkpoint: Checkpoint | None,
 ) -> tuple[ArrayRecord, int]:
     """Return the arrays and the number of the first round to run."""
     if checkpoint is None:
         return _initial_arrays(experiment, facts), 1
     faults.load_state(checkpoint.strategy)
+    clock.load_state(checkpoint.strategy)
     if isinstance(strategy, MessageStrategy):
         strategy.load_state(checkpoint.strategy)
     return checkpoint.arrays, checkpoint.server_round + 1

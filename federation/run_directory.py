@@ -10,8 +10,8 @@
 ========================  ===========================================================
 
 A checkpoint counts from the moment its manifest is renamed into place; whatever was written
-after it is cut off on resume. No random generator is stored: every stream derives from the seed,
-the round and the client.
+after it is cut off on resume. The one before is kept, and used where the last one is damaged. No
+random generator is stored: every stream derives from the seed, the round and the client.
 """
 
 import fcntl
@@ -25,10 +25,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from logging import WARNING
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, RecordDict
+from flwr.common.logger import log
 from pydantic import BaseModel, ValidationError
 
 from federation.experiment import Experiment, load_experiment
@@ -54,6 +56,10 @@ class _Manifest(BaseModel):
     metrics_bytes: int
     server: _StoredFile
     clients: dict[str, _StoredFile] | None
+
+    @property
+    def files(self) -> set[str]:
+        return {self.server.file, *(entry.file for entry in (self.clients or {}).values())}
 
 
 @runtime_checkable
@@ -98,6 +104,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self._releases = self.path / "releases"
         self._manifest = self.path / "checkpoint" / "manifest.json"
+        self._previous = self.path / "checkpoint" / "previous.json"
 
     @classmethod
     def of(cls, experiment: Experiment) -> "RunDirectory":
@@ -173,8 +180,12 @@ class RunDirectory:
         return [int(line) for line in self._releases.read_text(encoding="utf-8").splitlines()]
 
     def record(self, lines: Iterable[Line]) -> None:
-        """Append lines to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        """Append lines to the metrics.
+
+        Raises:
+            FederationError: If they cannot be written, for want of room for instance.
+        """
+        with self._writing(), self.metrics.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
@@ -198,8 +209,21 @@ class RunDirectory:
             strategy: The strategy's own state.
             changed: Client states that changed since the last checkpoint, or None where the
                 carrier keeps them to itself.
+
+        Raises:
+            FederationError: If it cannot be written, for want of room for instance.
         """
-        old = self._read_manifest()
+        with self._writing():
+            self._checkpoint(server_round, arrays, strategy, changed)
+
+    def _checkpoint(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        strategy: RecordDict,
+        changed: Mapping[int, bytes] | None,
+    ) -> None:
+        old = self._read_manifest(self._manifest)
         folder = self._manifest.parent
         server = RecordDict({"arrays": arrays})
         for name, record in strategy.items():
@@ -218,8 +242,10 @@ class RunDirectory:
             server=stored,
             clients=clients,
         )
+        if old is not None:
+            _write_atomically(self._previous, self._manifest.read_bytes())
         _write_atomically(self._manifest, manifest.model_dump_json(indent=1).encode())
-        kept = {stored.file, *(entry.file for entry in (clients or {}).values())}
+        kept = manifest.files | (old.files if old else set())
         for file in folder.glob("*.bin"):
             if file.name not in kept:
                 file.unlink()
@@ -227,15 +253,36 @@ class RunDirectory:
     def resume(self) -> Checkpoint | None:
         """Return the last checkpoint, and cut off the metrics of any later, unfinished round.
 
+        Where a file of it is missing or damaged, a warning says so, and the one before is returned.
+
         Raises:
-            FederationError: If a file of the checkpoint is missing or damaged.
+            FederationError: If that one is missing or damaged, too.
         """
-        manifest = self._read_manifest()
+        try:
+            return self._resume(self._manifest)
+        except FederationError as error:
+            if not self._previous.exists():
+                raise
+            try:
+                checkpoint = self._resume(self._previous)
+            except FederationError:
+                raise error from None
+            if checkpoint is None:
+                raise
+            self._manifest.unlink(missing_ok=True)
+            self._previous.rename(self._manifest)
+            log(WARNING, "%s\nGoing on from round %d instead", error, checkpoint.server_round)
+            return checkpoint
+
+    def _resume(self, path: Path) -> Checkpoint | None:
+        manifest = self._read_manifest(path)
         if manifest is None:
             if self.summary.exists():
                 raise FederationError(
-                    f"{self._manifest}: missing, though the run is finished; start the run anew"
+                    f"{path}: missing, though the run is finished; start the run anew"
                 )
+            if self._previous.exists():
+                raise FederationError(f"{path}: missing; start the run anew")
             self.metrics.write_bytes(b"")
             return None
         written = self.metrics.stat().st_size if self.metrics.exists() else 0
@@ -244,9 +291,10 @@ class RunDirectory:
                 f"{self.metrics}: {written} bytes, but the checkpoint vouches for "
                 f"{manifest.metrics_bytes}; start the run anew"
             )
-        with self.metrics.open("r+b") as file:
+        checkpoint = self._load(manifest)
+        with self.metrics.open("r+b") as file:  # last: a damaged checkpoint must not cut anything
             file.truncate(manifest.metrics_bytes)
-        return self._load(manifest)
+        return checkpoint
 
     def latest(self) -> Checkpoint | None:
         """Return the last checkpoint and change nothing.
@@ -254,7 +302,7 @@ class RunDirectory:
         Raises:
             FederationError: If a file of the checkpoint is missing or damaged.
         """
-        manifest = self._read_manifest()
+        manifest = self._read_manifest(self._manifest)
         return None if manifest is None else self._load(manifest)
 
     def _load(self, manifest: _Manifest) -> Checkpoint:
@@ -267,15 +315,10 @@ class RunDirectory:
                 if name.startswith("strategy/")
             }
         )
-        clients = manifest.clients
-        return Checkpoint(
-            manifest.round,
-            server.array_records["arrays"],
-            strategy,
-            None
-            if clients is None
-            else {int(partition): _load(folder, entry) for partition, entry in clients.items()},
-        )
+        clients = None
+        if manifest.clients is not None:
+            clients = {int(p): _load(folder, entry) for p, entry in manifest.clients.items()}
+        return Checkpoint(manifest.round, server.array_records["arrays"], strategy, clients)
 
     def finish(self, summary: Mapping[str, Any], server: RecordDict) -> str:
         """Write the summary; return the digest of metrics and final server state."""
@@ -298,13 +341,24 @@ class RunDirectory:
                 hasher.update(data)
         return hasher.hexdigest()[:16]
 
-    def _read_manifest(self) -> "_Manifest | None":
-        if not self._manifest.exists():
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what to do where nothing more can be written."""
+        try:
+            yield
+        except OSError as error:
+            raise FederationError(
+                f"{self.path}: cannot be written ({error.strerror}); what was written last still "
+                "counts: make room, then resume the run"
+            ) from error
+
+    def _read_manifest(self, path: Path) -> "_Manifest | None":
+        if not path.exists():
             return None
         try:
-            return _Manifest.model_validate_json(self._manifest.read_bytes())
+            return _Manifest.model_validate_json(path.read_bytes())
         except ValidationError:
-            raise FederationError(f"{self._manifest}: damaged; start the run anew") from None
+            raise FederationError(f"{path}: damaged; start the run anew") from None
 
 
 def new_directory(out: Path, name: str) -> Path:

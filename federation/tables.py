@@ -397,4 +397,10 @@ class Simulation(Table):
     actors: int = key(0, "worker processes; 0 = as many as fit", ge=0)
     cpus_per_client: int = key(1, "CPUs (and torch threads) of a client", ge=1)
     gpus_per_client: float = key(0.0, "share of a GPU for a client; 0 = CPU", ge=0)
+    client_timeout: float = key(
+        0.0,
+        "ray: seconds after which a client's process counts as hung and is replaced, at the cost "
+        "of that client's reply alone; 0 = wait until run.timeout, at the cost of its process's",
+        ge=0,
+    )
     address: str = key("", "address of an existing Ray cluster; empty = start one")

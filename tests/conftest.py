@@ -25,6 +25,21 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one of the processes, and those that start others in one and first.
+
+    A file's fixtures are then made once, and no two tests wait for one another's Ray or Flower.
+    """
+
+    def starts(item: pytest.Item) -> bool:
+        return item.get_closest_marker("processes") is not None
+
+    for item in items:
+        group = "processes" if starts(item) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=starts, reverse=True)  # stable
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Experiment]:
     """Return a maker of tiny experiments: dotted keys given as a mapping override its own."""

@@ -161,7 +161,7 @@ def _opened(content: RecordDict) -> tuple[dict[str, Any], RecordDict]:
     blocks = content.config_records
     data = bytearray()
     for number in range(len(content)):
-        block = blocks.get(f"{_BLOCK}-{number}", {}).get("bytes")
+        block = blocks.get(f"{_BLOCK}-{number}", ConfigRecord()).get("bytes")
         if not isinstance(block, bytes):
             raise ReplyError(f"expected an envelope of {len(content)} blocks, block {number} lacks")
         data += block

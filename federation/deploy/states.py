@@ -16,7 +16,7 @@ from federation.records import from_bytes, to_bytes
 from graphcl.errors import FederationError
 
 _EVALUATED, _CONTENT = "evaluated", "content/"
-_KEPT = 4  # a server's checkpoint is at most two rounds behind
+_KEPT = 5  # a server's checkpoint is at most two rounds behind, the one before it three
 _RUN = re.compile(r"[0-9a-f]{8,64}")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

@@ -24,12 +24,14 @@ class Facts:
         channels: Widths of the input features, by name; ``in-channels`` where there is one kind.
         num_classes: Number of classes over all clients.
         public_keys: Of every partition, where replies are masked.
+        samples: Number of training samples of every partition.
     """
 
     nodes: Mapping[int, int]
     channels: Mapping[str, int]
     num_classes: int
     public_keys: Mapping[int, bytes] = field(default_factory=dict)
+    samples: Mapping[int, int] = field(default_factory=dict)
 
 
 class Exchange(ABC):

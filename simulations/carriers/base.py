@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -17,6 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from federation.experiment import Experiment
+from federation.faults import ailments
 from federation.server_app import app as server_app
 
 _SERVER_NODE = 0
@@ -150,6 +151,14 @@ def client_context(
 def same_records(state: Mapping[str, object], before: Mapping[str, object]) -> bool:
     """Say whether a client's state still holds the very records it held before."""
     return state.keys() == before.keys() and all(state[name] is before[name] for name in state)
+
+
+def ailment_of(message: Message, experiment: Experiment) -> str:
+    """Return how a client's process is to fail under a message; empty where it is not."""
+    if not experiment.faults.of_processes or message.metadata.message_type != MessageType.TRAIN:
+        return ""
+    server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    return ailments(experiment, server_round).get(partition_of(message), "")
 
 
 def error_reply(message: Message, reason: str) -> Message:

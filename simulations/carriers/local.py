@@ -1,5 +1,6 @@
 """The in-process carrier: one client after the other, for debugging and unit tests."""
 
+import time
 from collections.abc import Mapping
 
 from flwr.app import Message, RecordDict
@@ -11,7 +12,9 @@ from federation.records import from_bytes, to_bytes
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
+    ailment_of,
     client_context,
+    error_reply,
     partition_of,
     same_records,
 )
@@ -22,6 +25,7 @@ class LocalGrid(SimulatedGrid):
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment)
+        self._experiment = experiment
         self.contexts = {
             partition: client_context(partition, self.run_config, self.num_clients)
             for partition in range(self.num_clients)
@@ -29,7 +33,15 @@ class LocalGrid(SimulatedGrid):
         self._saved: dict[int, dict[str, object]] = {p: {} for p in self.contexts}
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        return [client_app(message, self.contexts[partition_of(message)]) for message in messages]
+        return [self._answer(message) for message in messages]
+
+    def _answer(self, message: Message) -> Message:
+        ailment = ailment_of(message, self._experiment)
+        if ailment == "slow":
+            time.sleep(self._experiment.faults.slow_seconds)
+        elif ailment:  # it must not take the only process there is with it
+            return error_reply(message, f"fault plan: {ailment}")
+        return client_app(message, self.contexts[partition_of(message)])
 
     def take_client_states(self) -> dict[int, bytes]:
         changed = {}

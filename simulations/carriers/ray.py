@@ -3,7 +3,9 @@
 Partition p always goes to actor ``p mod actors``, all messages of a round in one call. Arrays that
 several messages share go to the object store once. An actor that dies is replaced, its clients'
 states are restored from the driver's copy and its batch is sent again, first as a whole, then
-message by message, so that a client which kills its process costs its own reply alone.
+message by message, so that a client which kills its process costs its own reply alone. Under
+``simulation.client_timeout`` every message is a call of its own, and one that takes longer ends
+with its actor, while the messages behind it are sent to the actor's successor.
 """
 
 import copy
@@ -12,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -23,6 +26,7 @@ from graphcl.errors import FederationError
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
+    ailment_of,
     client_context,
     error_reply,
     partition_of,
@@ -42,9 +46,9 @@ class ClientActor:
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         # Imported here, so that the driver need not ship the application.
-        from federation.client_app import app, forget_learners
+        from federation.client_app import app, experiment_of, forget_learners
 
-        self._app, self._forget = app, forget_learners
+        self._app, self._forget, self._experiment_of = app, forget_learners, experiment_of
         self._contexts: dict[int, Context] = {}
 
     def ready(self) -> None:
@@ -56,6 +60,7 @@ class ClientActor:
         """Forget the clients of any earlier run and take over these states."""
         self._forget()
         self._run_config, self._num_clients = run_config, num_clients
+        self._experiment = self._experiment_of(run_config)
         self._contexts = {
             partition: self._context(partition, state) for partition, state in states.items()
         }
@@ -78,9 +83,19 @@ class ClientActor:
             self._contexts[partition] = self._context(partition, None)
         context = self._contexts[partition]
         before = dict(context.state)
+        if (ailment := ailment_of(message, self._experiment)) and not self._outlives(ailment):
+            return error_reply(message, f"fault plan: {ailment}"), None
         message.content = RecordDict({**message.content, **shared})
         reply = self._app(message, context)
         return reply, None if same_records(context.state, before) else to_bytes(context.state)
+
+    def _outlives(self, ailment: str) -> bool:
+        """Suffer a fault of the plan; return whether there is anything left to do."""
+        if ailment == "crash":
+            os._exit(1)
+        if ailment in ("hang", "slow"):
+            time.sleep(1e9 if ailment == "hang" else self._experiment.faults.slow_seconds)
+        return ailment == "slow"
 
     def _context(self, partition: int, state: State) -> Context:
         context = client_context(partition, self._run_config, self._num_clients)
@@ -95,6 +110,7 @@ class RayGrid(SimulatedGrid):
     def __init__(self, experiment: Experiment, pool: "ActorPool"):
         super().__init__(experiment)
         self._pool = pool
+        self._client_timeout = experiment.simulation.client_timeout or None
         self._states: dict[int, bytes] = {}
         self._changed: set[int] = set()
         for index in range(len(pool.actors)):
@@ -109,59 +125,71 @@ class RayGrid(SimulatedGrid):
             batches.setdefault(partition_of(message) % len(self._pool.actors), []).append(position)
         sent = [_without(message, shared) for message in messages]
         calls = {
-            actor: self._call(actor, [sent[p] for p in positions], stored)
+            actor: self._call(actor, self._pieces([sent[p] for p in positions]), stored)
             for actor, positions in batches.items()
         }
         replies: dict[int, Message] = {}
         for actor, positions in batches.items():
-            batch = [sent[position] for position in positions]
-            answers = self._collect(actor, calls[actor], batch, stored, deadline)
-            for position, answer in zip(positions, answers, strict=True):
-                replies[position] = answer
+            answers = self._collect(actor, calls[actor], stored, deadline)
+            replies |= dict(zip(positions, answers, strict=True))
         return [replies[position] for position in range(len(messages))]
 
-    def _call(self, actor: int, batch: list[Message], stored: Mapping[str, Any]) -> Any:
-        return self._pool.actors[actor].handle.remote(batch, dict(stored))
+    def _pieces(self, batch: list[Message]) -> list["_Piece"]:
+        """Return what of a batch is one call: all of it, unless every client is watched."""
+        if self._client_timeout is None:
+            return [_Piece(batch)]
+        return [_Piece([message]) for message in batch]
+
+    def _call(
+        self, actor: int, pieces: list["_Piece"], stored: Mapping[str, Any]
+    ) -> list["_Piece"]:
+        handle = self._pool.actors[actor].handle
+        return [replace(piece, call=handle.remote(piece.batch, dict(stored))) for piece in pieces]
 
     def _collect(
         self,
         actor: int,
-        call: Any,
-        batch: list[Message],
+        pieces: list["_Piece"],
         stored: Mapping[str, Any],
         deadline: float | None,
-        *,
-        retried: bool = False,
     ) -> list[Message]:
-        """Return the replies of one actor's batch, in its order."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            answers = ray.get(call, timeout=left)
-        except ray.exceptions.GetTimeoutError:
-            self._replace(actor)
-            return [error_reply(message, "no reply before run.timeout") for message in batch]
-        except ray.exceptions.RayActorError:
-            self._replace(actor)
-            if retried and len(batch) == 1:
-                return [error_reply(batch[0], "the client's process died, again on a new actor")]
-            pieces = [[message] for message in batch] if retried else [batch]
-            return [
-                reply
-                for piece in pieces
-                for reply in self._collect(
-                    actor, self._call(actor, piece, stored), piece, stored, deadline, retried=True
-                )
-            ]
-        for message, (_, state) in zip(batch, answers, strict=True):
-            if state is not None:
-                self._states[partition_of(message)] = state
-                self._changed.add(partition_of(message))
-        return [reply for reply, _ in answers]
+        """Return the replies to the messages of one actor, in their order."""
+        replies: list[Message] = []
+        while pieces:
+            piece, *rest = pieces
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            limits = [limit for limit in (left, self._client_timeout) if limit is not None]
+            try:
+                answers = ray.get(piece.call, timeout=min(limits, default=None))
+            except ray.exceptions.GetTimeoutError:
+                self._replace(actor)
+                over = deadline is not None and time.monotonic() >= deadline
+                lost = [m for one in pieces for m in one.batch] if over else piece.batch
+                limit = "run.timeout" if over else "simulation.client_timeout"
+                replies += [error_reply(message, f"no reply before {limit}") for message in lost]
+                pieces = [] if over else self._call(actor, rest, stored)
+            except ray.exceptions.RayActorError:
+                self._replace(actor)
+                again = piece.smaller()
+                if not again:
+                    why = "the client's process died, again on a new actor"
+                    replies += [error_reply(message, why) for message in piece.batch]
+                pieces = self._call(actor, again + rest, stored)
+            else:
+                pieces = rest
+                for message, (reply, state) in zip(piece.batch, answers, strict=True):
+                    replies.append(reply)
+                    if state is not None:
+                        self._states[partition_of(message)] = state
+                        self._changed.add(partition_of(message))
+        return replies
 
     def _replace(self, actor: int) -> None:
         """Start a new actor in place of one that died or hangs."""
         self._pool.replace(actor)
         self._begin(actor)
+        if self._client_timeout is not None:  # its start is nobody's work
+            ray.get(self._pool.actors[actor].ready.remote())
 
     def _begin(self, actor: int) -> None:
         count = len(self._pool.actors)
@@ -178,6 +206,28 @@ class RayGrid(SimulatedGrid):
         self._changed.clear()
         for actor in range(len(self._pool.actors)):
             self._begin(actor)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Messages to one actor that are one call of it.
+
+    Attributes:
+        batch: The messages.
+        tried: Whether an actor died under them.
+        call: The answers to come.
+    """
+
+    batch: list[Message]
+    tried: bool = False
+    call: Any = None
+
+    def smaller(self) -> list["_Piece"]:
+        """Return what to try where an actor died: all again, then one by one, then nothing."""
+        if not self.tried:
+            return [_Piece(self.batch, tried=True)]
+        singles = [_Piece([message], tried=True) for message in self.batch]
+        return singles if len(singles) > 1 else []
 
 
 class ActorPool:

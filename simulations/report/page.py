@@ -66,7 +66,9 @@ def _values(reading: RunReading) -> dict[str, Any]:
         "other_scores": reading.scores[1:],
         "best_value": _best_value(reading),
         "curves": _drawn(
-            plots.score_curves(reading.runs, reading.scores[0]), plots.loss_curves(reading.runs)
+            plots.score_curves(reading.runs, reading.scores[0]),
+            plots.loss_curves(reading.runs),
+            plots.score_over_time(reading.runs, reading.scores[0]),
         ),
         "clients": plots.client_dots(reading),
         "classes": plots.class_shares(reading, reading.partition) if reading.partition else None,

@@ -78,6 +78,41 @@ def loss_curves(runs: Sequence[StrategyRun]) -> Plot | None:
     )
 
 
+def score_over_time(runs: Sequence[StrategyRun], score: Score) -> Plot | None:
+    """Draw what the runs are judged by over virtual time; None where none was simulated."""
+    timed = {run.name: _timed(run, score) for run in runs}
+    runs = [run for run in runs if timed[run.name]]
+    if not runs:
+        return None
+
+    def paint(axes: Axes) -> None:
+        for run in runs:
+            axes.plot(*zip(*timed[run.name], strict=True), color=LOOKS[run.name].light, lw=1.7)
+        _ticks(axes.yaxis, score)
+        axes.set_xlabel("virtual seconds")
+        axes.margins(x=0.02)
+        axes.grid(axis="y")
+
+    ends = [f"{run.name} {timed[run.name][-1][0]:.3g} s" for run in runs]
+    return draw(
+        "time",
+        f"Test {score.label} over virtual time",
+        f"Test {score.label} over the simulated devices' time. The last round ends at: "
+        f"{'; '.join(ends)}.",
+        "Time as devices of the drawn speeds would take it, of which one of median speed passes "
+        "over a thousand samples in a second; sending takes none.",
+        paint,
+    )
+
+
+def _timed(run: StrategyRun, score: Score) -> list[tuple[float, float]]:
+    return [
+        (line.virtual_seconds, line.scores[score.key])
+        for line in run.evaluated
+        if line.virtual_seconds is not None
+    ]
+
+
 def client_dots(reading: RunReading) -> Plot | None:
     """Draw every client's score at the best round; None before anything was evaluated."""
     runs = [run for run in reading.runs if run.client_scores]

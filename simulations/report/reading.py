@@ -57,6 +57,7 @@ class RoundLine:
     bytes_down: int
     bytes_up: int
     seconds: float
+    virtual_seconds: float | None = None
     loss: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
 

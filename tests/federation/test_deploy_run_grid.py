@@ -133,7 +133,7 @@ def digest(directory):
     return json.loads((directory / "summary.json").read_text())["digest"]
 
 
-@pytest.mark.parametrize("strategy", ["feddbp", "fedproto", "fedavg", "fedper", "scfsgl", "local"])
+@pytest.mark.parametrize("strategy", ["feddbp", "fedavg", "fedper", "scfsgl"])
 def test_one_message_a_round_gives_what_the_simulation_gives(
     deployed, tmp_path, strategy, forecasts
 ):
@@ -149,9 +149,8 @@ def test_one_message_a_round_gives_what_the_simulation_gives(
     assert set(superlink.count.values()) == {envelopes}
 
 
-@pytest.mark.parametrize("evaluate_every", [2, 3])
-def test_rounds_without_evaluation_are_the_same(deployed, tmp_path, evaluate_every):
-    experiment, superlink = deployed(**{"run.evaluate_every": evaluate_every})
+def test_rounds_without_evaluation_are_the_same(deployed, tmp_path):
+    experiment, superlink = deployed(**{"run.evaluate_every": 3})
     serve(experiment, superlink)
     assert digest(tmp_path / "deployed") == digest(simulated(experiment, tmp_path))
 
@@ -169,8 +168,10 @@ def test_masked_sums_are_the_same(deployed, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("fate", ["dies", "loses"])
-@pytest.mark.parametrize("number", [1, 2, 4, ROUNDS + 2])
+@pytest.mark.parametrize(
+    ("fate", "number"),
+    [("dies", 1), ("dies", 4), ("loses", 1), ("loses", 4), ("loses", ROUNDS + 2)],
+)
 def test_a_site_that_is_killed_and_returns_changes_nothing(deployed, tmp_path, fate, number):
     """Whether it was killed before it trained, or after it trained and before its reply was out."""
     experiment, superlink = deployed()
@@ -179,8 +180,9 @@ def test_a_site_that_is_killed_and_returns_changes_nothing(deployed, tmp_path, f
     assert digest(tmp_path / "deployed") == digest(simulated(experiment, tmp_path))
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, ROUNDS + 2])
-@pytest.mark.parametrize("strategy", ["feddbp", "fedper", "fedtgp"])
+@pytest.mark.parametrize(
+    ("strategy", "number"), [("feddbp", 2), ("feddbp", 4), ("fedper", ROUNDS + 2), ("fedtgp", 4)]
+)
 def test_a_server_that_is_killed_goes_on_from_its_checkpoint(deployed, tmp_path, number, strategy):
     """Sites are ahead of the checkpoint by then, and go back to the state that it knows."""
     experiment, superlink = deployed(strategy)

@@ -54,7 +54,7 @@ def test_unknown_key_or_table_names_the_nearest(tmp_path, text, key, near):
 
 def test_unknown_table_like_no_other_lists_the_tables(tmp_path):
     line = complaint(tmp_path, "[zzz]\nq = 1")
-    assert line.startswith("zzz: unknown key; the tables are data, data.csbm")
+    assert line.startswith("zzz: unknown key; the tables are asynchrony, data, data.csbm")
 
 
 @pytest.mark.parametrize(
@@ -408,6 +408,8 @@ def unlike_defaults() -> dict:
         "strategy.scfsgl.share": "codebook",
         "strategy.robust.rule": "median",
         "faults.attack": "backdoor",
+        "asynchrony.buffer": 0,
+        "asynchrony.concurrency": 0,
         "forecast.separation": "off",
         "data.outages.columns": "event=storm, district=city",
         "data.outages.units": "gust=m/s",
@@ -436,8 +438,9 @@ def test_every_key_survives_flat_and_toml(tmp_path):
     assert set(flat) == set(known_keys())
     assert flat == changed
     kept = {key for key, default, _ in describe_keys() if flat[key] == default}
-    # Pre-training has the CPU only, and masks do not go with cohorts and faults.
-    assert kept == {"simulation.gpus_per_client", "privacy.masking"}
+    # Pre-training has the CPU only, and neither masks nor buffers go with cohorts and faults.
+    buffered = {"asynchrony.buffer", "asynchrony.concurrency"}
+    assert kept == {"simulation.gpus_per_client", "privacy.masking"} | buffered
     assert all(isinstance(value, bool | int | float | str) for value in flat.values())
     assert Experiment.from_flat(flat) == experiment
     file = tmp_path / "again.toml"

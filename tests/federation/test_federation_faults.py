@@ -15,12 +15,24 @@ from simulations.carriers.local import LocalGrid
 
 CLASSES, WIDTH = 4, 3
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)
-KINDS = {"drop": "dropped", "lose": "lost", "stale": "stale", "partial": "partial"}
+KINDS = {
+    "drop": "dropped",
+    "lose": "lost",
+    "stale": "stale",
+    "partial": "partial",
+    "corrupt": "corrupt",
+}
 EVERYTHING = {
     "faults.drop": 0.2,
     "faults.lose": 0.2,
     "faults.stale": 0.4,
     "faults.partial": 0.3,
+    "faults.corrupt": 0.2,
+    "faults.crash": 0.1,
+    "faults.hang": 0.1,
+    "faults.memory": 0.1,
+    "faults.slow": 0.1,
+    "faults.slow_seconds": 0.001,
     "faults.hostile": 0.34,
     "run.min_success": 0.0,
     "run.rounds": 6,
@@ -358,3 +370,24 @@ def test_algorithms_without_uploads_have_nothing_to_attack(tiny, tmp_path, lines
     LocalGrid(tiny("local", tmp_path, **{"faults.hostile": 1.0})).serve()
     assert not any("fault" in line for line in lines_of(tmp_path))
     assert ALGORITHMS["local"].sends == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"faults.crash": 0.1, "simulation.engine": "flower"}, "take simulation.engine = 'ray'"),
+        ({"faults.memory": 0.1, "asynchrony.buffer": 1}, "drawn for rounds"),
+        ({"faults.hang": 0.1, "simulation.engine": "ray"}, "simulation.client_timeout"),
+    ],
+)
+def test_failing_processes_need_an_engine_that_survives_them(tiny, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny("fedavg", **keys)
+
+
+def test_in_one_process_ailing_clients_just_fail_and_the_rest_goes_on(tiny, tmp_path, lines_of):
+    keys = {"faults.crash": 0.3, "faults.memory": 0.3, "faults.slow": 0.5}
+    delay = {"faults.slow_seconds": 0.001, "run.min_success": 0.0, "run.rounds": 6}
+    LocalGrid(tiny("feddbp", tmp_path, **keys, **delay)).serve()
+    struck = {line["fault"]: line["status"] for line in lines_of(tmp_path) if "fault" in line}
+    assert struck == {"crash": "failed", "memory": "failed", "slow": "ok"}

@@ -1,6 +1,9 @@
 """A checkpoint is whole or it does not count, and a digest covers what a run computed."""
 
+import errno
 import json
+import logging
+import os
 import tomllib
 
 import pytest
@@ -81,13 +84,13 @@ def test_clients_that_the_carrier_keeps_are_not_pretended(run):
 
 
 def test_only_changed_clients_are_rewritten_and_old_files_go(stored):
-    assert files(stored) == {
-        "manifest.json",
-        "server-2.bin",
-        "client-0-2.bin",
-        "client-1-1.bin",
-        "client-2-2.bin",
-    }
+    last = {"server-2.bin", "client-0-2.bin", "client-1-1.bin", "client-2-2.bin"}
+    before = {"server-1.bin", "client-0-1.bin", "client-1-1.bin"}
+    assert files(stored) == {"manifest.json", "previous.json"} | last | before
+    stored.record([line(3)])
+    stored.checkpoint(3, arrays(3.0), state(3.0), {1: b"one again"})
+    new = {"server-3.bin", "client-1-3.bin"}
+    assert files(stored) == {"manifest.json", "previous.json"} | last | new
 
 
 def test_metrics_of_a_later_round_are_cut_off(stored):
@@ -102,7 +105,12 @@ def test_crash_before_the_manifest_leaves_the_round_before(stored, monkeypatch):
     class PowerCutError(Exception):
         pass
 
+    write = run_directory._write_atomically
+
     def cut(path, data):
+        if path.name != "manifest.json":
+            write(path, data)
+            return
         path.with_name(path.name + ".new").write_bytes(data[: len(data) // 2])
         raise PowerCutError
 
@@ -122,13 +130,8 @@ def test_crash_before_the_manifest_leaves_the_round_before(stored, monkeypatch):
     assert checkpoint.clients == {0: b"zero again", 1: b"finished", 2: b"two"}
     assert to_tensors(checkpoint.arrays)["w"][0, 0] == 3.5
     assert run.lines()[-1]["accuracy"] == 0.75
-    assert files(run) == {
-        "manifest.json",
-        "server-3.bin",
-        "client-0-2.bin",
-        "client-1-3.bin",
-        "client-2-2.bin",
-    }
+    assert {"manifest.json", "server-3.bin", "client-1-3.bin", "client-2-2.bin"} <= files(run)
+    assert "server-1.bin" not in files(run)
 
 
 def test_files_that_no_manifest_names_are_not_read(stored):
@@ -140,22 +143,76 @@ def test_files_that_no_manifest_names_are_not_read(stored):
 
 @pytest.mark.parametrize("name", ["server-2.bin", "client-1-1.bin"])
 @pytest.mark.parametrize("damage", ["missing", "damaged", "cut short"])
-def test_unusable_data_file_is_named(stored, name, damage):
+def test_unusable_data_file_is_named_and_the_checkpoint_before_taken(stored, name, damage, caplog):
     path = stored.path / "checkpoint" / name
+    spoil(path, damage)
+    if name == "client-1-1.bin":  # of both checkpoints
+        with pytest.raises(FederationError, match=name.replace(".", r"\.")):
+            again(stored).resume()
+        return
+    takes_the_checkpoint_before(stored, name, caplog)
+
+
+@pytest.mark.parametrize("text", ["", '{"round": 2', "[]", '{"round": 2}', None])
+def test_unusable_manifest_is_named_and_the_checkpoint_before_taken(stored, text, caplog):
+    manifest = stored.path / "checkpoint" / "manifest.json"
+    manifest.unlink() if text is None else manifest.write_text(text)
+    takes_the_checkpoint_before(stored, "manifest.json", caplog)
+
+
+@pytest.mark.parametrize("name", ["previous.json", "server-1.bin"])
+def test_both_checkpoints_unusable_names_the_last(stored, name):
+    for one in (name, "server-2.bin"):
+        spoil(stored.path / "checkpoint" / one, "damaged")
+    with pytest.raises(FederationError, match=r"server-2\.bin"):
+        again(stored).resume()
+    assert stored.lines() == [line(1), line(2)]  # nothing was cut off
+
+
+def spoil(path, damage):
     data = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(data[:-1] + (b"" if damage == "cut short" else bytes([data[-1] ^ 1])))
-    with pytest.raises(FederationError, match=name.replace(".", r"\.")):
-        again(stored).resume()
 
 
-@pytest.mark.parametrize("text", ["", '{"round": 2', "[]", '{"round": 2}'])
-def test_unusable_manifest_is_named(stored, text):
-    (stored.path / "checkpoint" / "manifest.json").write_text(text)
-    with pytest.raises(FederationError, match=r"manifest\.json"):
-        again(stored).resume()
+def takes_the_checkpoint_before(stored, name, caplog):
+    logger = logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, logger="flwr"):
+            checkpoint = again(stored).resume()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert name in caplog.text
+    assert "Going on from round 1" in caplog.text
+    assert checkpoint.server_round == 1
+    assert checkpoint.clients == {0: b"zero", 1: b"one"}
+    assert to_tensors(checkpoint.arrays)["w"][0, 0] == 1.0
+    assert stored.lines() == [line(1)]
+    run = again(stored)
+    run.record([line(2)])
+    run.checkpoint(2, arrays(2.0), state(2.0), {})
+    assert again(run).resume().server_round == 2
+
+
+@pytest.mark.parametrize("part", ["metrics", "checkpoint"])
+def test_a_full_disk_ends_the_run_with_the_checkpoint_intact(stored, monkeypatch, part):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write():
+        if part == "metrics":
+            stored.record([line(3)])
+        else:
+            stored.checkpoint(3, arrays(3.0), state(3.0), {0: b"lost"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory.os, "fsync", full)
+        with pytest.raises(FederationError, match=r"No space left on device.*make room"):
+            write()
+    assert again(stored).resume().clients == {0: b"zero again", 1: b"one", 2: b"two"}
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])

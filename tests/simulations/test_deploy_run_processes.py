@@ -1,9 +1,12 @@
 """Real SuperLink and SuperNode processes over TLS on the loopback interface."""
 
 import contextlib
+import datetime
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +16,9 @@ import urllib.request
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from federation.deploy.processes import free_port, stop_family
 from federation.deploy.provision import provision
@@ -45,7 +51,8 @@ class Federation:
 
     def __init__(self, folder, **keys):
         self.folder = folder
-        description = split(Experiment.from_flat({**KEYS, **keys}), folder / "split")
+        self.experiment = Experiment.from_flat({**KEYS, **keys})
+        description = split(self.experiment, folder / "split")
         text = (folder / "split" / "sites.toml").read_text()
         for port in (8000, *(site.port for site in description.site)):
             text = text.replace(f"port = {port}\n", f"port = {free_port()}\n")
@@ -105,6 +112,12 @@ class Federation:
         files = [*self.out.glob("sites/*/out.log"), *self.out.glob("**/state/*.log")]
         return "\n".join(f"--- {file}\n{file.read_text()[-1500:]}" for file in files)
 
+    def processes(self):
+        """Return all processes that run for the deployment."""
+        roots = [*self.sites.values(), *self.server._processes]
+        families = [psutil.Process(one.pid) for one in roots if one.poll() is None]
+        return [p for one in families for p in (one, *one.children(recursive=True))]
+
     def close(self):
         self.stop.set()
         for process in self.sites.values():
@@ -131,13 +144,9 @@ def federation(tmp_path):
 
 
 def simulated(federation):
-    """Run the experiment that the deployment runs as a simulation; return its run directory."""
-    from federation.experiment import load_experiment
-
-    config = federation.folder / "split" / "config.toml"
+    """Run the simulation that the deployment was split from; return its run directory."""
     directory = str(federation.folder / "simulated")
-    experiment = load_experiment(config, {"run.directory": directory})
-    LocalGrid(experiment).serve()
+    LocalGrid(federation.experiment.override({"run.directory": directory})).serve()
     return RunDirectory(directory)
 
 
@@ -146,19 +155,7 @@ def figures(run):
     return {k: v for k, v in summary.items() if k.startswith(("test_", "val_", "final_", "worst_"))}
 
 
-def test_a_federation_of_real_processes_ends_as_its_simulation(federation):
-    deployed = federation(**{"partition.clients": 2, "run.rounds": 3, "model.encoders": "gcn, mlp"})
-    deployed.start_server()
-    for name in deployed.names:
-        deployed.start_site(name)
-    deployed.wait_for("the end", lambda: not deployed.thread.is_alive())
-    assert deployed.error is None
-    run = RunDirectory(deployed.server.word.run)
-    assert figures(run) == pytest.approx(figures(simulated(deployed)), abs=1e-6)
-    assert not any(psutil.pid_exists(pid) for pid in [deployed.server.word.outcome()["pid"]])
-
-
-@pytest.mark.skipif("GRAPHCL_SLOW" not in os.environ, reason="minutes; make deploy-test runs it")
+@pytest.mark.slow
 def test_two_kills_change_no_figure(federation):
     """Three unlike sites, ten rounds; a site is killed in a round, and so is the SuperLink."""
     keys = {"partition.clients": 3, "run.rounds": 10, "model.encoders": "gcn, sage, mlp"}
@@ -202,19 +199,85 @@ def node(deployed, name, *, key=None, authority=None, plain=False):
     return done.stdout + done.stderr
 
 
-def test_strangers_are_refused(federation, tmp_path):
-    """Keys that nobody registered, servers of another authority, plain text, no key at all."""
-    deployed = federation(**{"partition.clients": 2, "run.rounds": 1})
+def test_strangers_are_refused_and_the_known_site_ends_as_its_simulation(federation, tmp_path):
+    """Unregistered keys, servers of another authority, plain text, oversized requests."""
+    deployed = federation(**{"partition.clients": 1, "run.rounds": 2})
+    [name] = deployed.names
     other = tmp_path / "other"
     other.mkdir()
     provision(deployed.folder / "split" / "sites.toml", other / "deployment")
-    foreign = other / "deployment" / "sites" / deployed.names[0]
+    foreign = other / "deployment" / "sites" / name
     deployed.start_server()
     deployed.wait_for("keys in", lambda: any("may take part" in line for line in deployed.said))
-    name = deployed.names[0]
     assert "Failed to activate SuperNode" in node(deployed, name, key=foreign / "node.key")
     assert "CERTIFICATE_VERIFY_FAILED" in node(deployed, name, authority=foreign / "ca.crt")
-    assert "Connected" not in node(deployed, name, key="none", plain=True)
-    url = f"http://127.0.0.1:{deployed.server.bundle.port}/health"
+    assert "Failed to initialize the connection" in node(deployed, name, key="none", plain=True)
+    where = f"127.0.0.1:{deployed.server.bundle.port}"
     with pytest.raises((urllib.error.URLError, ConnectionError)):
-        urllib.request.urlopen(url, timeout=5)
+        urllib.request.urlopen(f"http://{where}/health", timeout=5)
+    trust = ssl.create_default_context(cafile=str(deployed.out / "server" / "ca.crt"))
+    big = urllib.request.Request(f"https://{where}/v1/fleet/push-object", data=bytes(2**20 + 1))
+    with pytest.raises((urllib.error.HTTPError, ConnectionError)) as refused:
+        urllib.request.urlopen(big, timeout=5, context=trust)
+    assert getattr(refused.value, "code", 413) == 413
+    assert "1048577 bytes, and 1048576 are allowed" in deployed.server._log.read_text()
+
+    deployed.start_site(name)
+    deployed.wait_for("the end", lambda: not deployed.thread.is_alive())
+    assert deployed.error is None
+    run = RunDirectory(deployed.server.word.run)
+    assert figures(run) == pytest.approx(figures(simulated(deployed)), abs=1e-6)
+    left = deployed.processes()
+    assert len(left) == 3  # of the server nothing is left; of the site its keeper, node and worker
+    deployed.close()
+    assert [one for one in left if one.is_running() and one.status() != "zombie"] == []
+
+
+def test_a_server_whose_certificate_is_over_is_refused(federation):
+    deployed = federation(**{"partition.clients": 2, "run.rounds": 1})
+    server = deployed.out / "server"
+    now = datetime.datetime.now(datetime.UTC)
+    old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    authority = load_pem_private_key((deployed.out / "authority" / "ca.key").read_bytes(), None)
+    over = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(old.issuer)
+        .public_key(old.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=2))
+        .not_valid_after(now - datetime.timedelta(days=1))
+    )
+    for extension in old.extensions:
+        over = over.add_extension(extension.value, extension.critical)
+    pem = over.sign(authority, SHA384()).public_bytes(Encoding.PEM)
+    (server / "server.crt").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "server.crt", server / "server.key")
+    with socket.create_server(("127.0.0.1", deployed.server.bundle.port)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with contextlib.suppress(OSError):
+                        context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert "certificate has expired" in node(deployed, deployed.names[0])
+
+
+@pytest.mark.slow
+def test_a_site_that_claims_another_partition_is_told_and_the_others_go_on(federation):
+    deployed = federation(**{"partition.clients": 2, "run.rounds": 2})
+    liar = deployed.out / "sites" / deployed.names[1] / "site.toml"
+    liar.write_text(liar.read_text().replace("partition = 1", "partition = 0"))
+    deployed.start_server()
+    for name in deployed.names:
+        deployed.start_site(name)
+    deployed.wait_for("the end", lambda: not deployed.thread.is_alive())
+    assert deployed.error is None
+    lines = RunDirectory(deployed.server.word.run).lines()
+    failed = [line for line in lines if line.get("status") == "failed"]
+    assert {line["partition"] for line in failed} == {1}
+    assert all("the node of partition 1 speaks for 0" in line["reason"] for line in failed)

@@ -1,32 +1,16 @@
 """``graphcl run configs/digits_images.toml``: images are learned together, from file to report."""
 
 import html
-import json
 import re
 from pathlib import Path
 
-from federation.experiment import Experiment
 from simulations import terminal
-from simulations.carriers.local import LocalGrid
-from simulations.carriers.ray import RayCarrier
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits_images.toml"
 SMALL = (
     *("--engine", "local", "--set", "run.rounds=1", "--set", "run.compare=local"),
     *("--set", "model.hidden_channels=2", "--set", "images.batch_size=64"),
 )
-TINY = {
-    "task.name": "images",
-    "partition.scheme": "practical",
-    "partition.clients": 4,
-    "model.encoders": "cnn, resnet4",
-    "model.hidden_channels": 2,
-    "model.embedding_channels": 8,
-    "images.batch_size": 64,
-    "run.rounds": 2,
-    "train.epochs": 1,
-    "simulation.actors": 2,
-}
 
 
 def words_of(page: Path) -> str:
@@ -47,16 +31,3 @@ def test_images_are_learned_and_the_report_speaks_of_them(graphcl, tmp_path, mon
     assert "Client Encoder Images Label entropy 0 cnn" in words  # images have no edges
     before_configuration = words.split("[run]")[0]
     assert not re.search(r"\b(nodes?|edges?|homophily)\b", before_configuration, re.I)
-
-
-def test_images_end_in_the_same_digest_on_ray(tmp_path):
-    digests = set()
-    for name in ("local", "ray"):
-        experiment = Experiment.from_flat(TINY | {"run.directory": str(tmp_path / name)})
-        if name == "local":
-            LocalGrid(experiment).serve()
-        else:
-            with RayCarrier(experiment) as carrier:
-                carrier.run(experiment)
-        digests.add(json.loads((tmp_path / name / "summary.json").read_text())["digest"])
-    assert len(digests) == 1

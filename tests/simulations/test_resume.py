@@ -13,6 +13,8 @@ import pytest
 
 import simulations
 
+pytestmark = pytest.mark.processes
+
 FILE = """
 [run]
 name = "killed"

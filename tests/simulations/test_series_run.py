@@ -5,14 +5,9 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
-from federation.experiment import Experiment
 from federation.scores import SCORES
 from graphcl.datasets import confounded_series, save_series
 from simulations import terminal
-from simulations.carriers.local import LocalGrid
-from simulations.carriers.ray import RayCarrier
 from simulations.report.units import scored
 
 SERIES = Path(__file__).parents[2] / "configs" / "series.toml"
@@ -20,19 +15,6 @@ SMALL = (
     *("--engine", "local", "--set", "run.rounds=1", "--set", "model.embedding_channels=8"),
     *("--set", "data.series.nodes=6", "--set", "data.series.steps=300"),
 )
-TINY = {
-    "task.name": "forecast",
-    "data.source": "confounded",
-    "data.series.nodes": 5,
-    "data.series.steps": 300,
-    "partition.scheme": "natural",
-    "partition.clients": 2,
-    "model.embedding_channels": 8,
-    "forecast.epoch_windows": 64,
-    "run.rounds": 3,
-    "train.epochs": 1,
-    "simulation.actors": 2,
-}
 
 
 def words_of(page: Path) -> str:
@@ -78,20 +60,3 @@ def test_regions_of_one_series_are_divided_and_pooled(graphcl, tmp_path):
     partition = json.loads((directory / "partition.json").read_text())
     share = f"{partition['cut_edges']} of {partition['edges']} edges"
     assert share in words_of(directory / "report.html")
-
-
-@pytest.fixture(scope="module")
-def carrier():
-    with RayCarrier(Experiment.from_flat(TINY)) as started:
-        yield started
-
-
-@pytest.mark.parametrize("strategy", ["scfsgl", "fedper"])
-def test_ray_ends_in_the_digest_of_the_local_carrier(tmp_path, carrier, strategy):
-    digests = []
-    for folder, run in (("local", lambda e: LocalGrid(e).serve()), ("ray", carrier.run)):
-        directory = tmp_path / folder
-        keys = {"strategy.name": strategy, "run.directory": str(directory)}
-        run(Experiment.from_flat(TINY | keys))
-        digests.append(json.loads((directory / "summary.json").read_text())["digest"])
-    assert digests[0] == digests[1]

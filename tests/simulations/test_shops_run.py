@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from federation.experiment import Experiment, load_experiment
+from federation.experiment import load_experiment
 from federation.learners import clients_of
 from federation.scores import SCORES
 from graphcl.datasets import save_interactions, simulate_interactions
 from simulations import terminal
-from simulations.carriers.local import LocalGrid
-from simulations.carriers.ray import RayCarrier
 from simulations.report.units import scored
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -21,20 +19,6 @@ SMALL = (
     *("--engine", "local", "--set", "run.rounds=1", "--set", "model.embedding_channels=8"),
     *("--set", "data.interactions.users=40", "--set", "data.interactions.items=60"),
 )
-TINY = {
-    "task.name": "recommend",
-    "data.source": "shoppers",
-    "data.interactions.users": 12,
-    "data.interactions.items": 40,
-    "data.interactions.catalogue": 0.8,
-    "partition.scheme": "users",
-    "partition.clients": 4,
-    "model.embedding_channels": 8,
-    "recommend.length": 6,
-    "run.rounds": 2,
-    "train.epochs": 1,
-    "simulation.actors": 2,
-}
 
 
 def words_of(page: Path) -> str:
@@ -85,20 +69,3 @@ def test_platforms_with_catalogues_of_their_own_run_from_files(graphcl, tmp_path
 def test_what_is_shipped_fits_the_real_data(name, data_root):
     experiment = load_experiment(CONFIGS / f"{name}.toml", {"data.root": str(data_root)})
     assert clients_of(experiment).report.edges >= 100_000
-
-
-@pytest.fixture(scope="module")
-def carrier():
-    with RayCarrier(Experiment.from_flat(TINY)) as started:
-        yield started
-
-
-@pytest.mark.parametrize("strategy", ["fedavg", "feddbp"])
-def test_ray_ends_in_the_digest_of_the_local_carrier(tmp_path, carrier, strategy):
-    digests = []
-    for folder, run in (("local", lambda e: LocalGrid(e).serve()), ("ray", carrier.run)):
-        directory = tmp_path / folder
-        keys = {"strategy.name": strategy, "run.directory": str(directory)}
-        run(Experiment.from_flat(TINY | keys))
-        digests.append(json.loads((directory / "summary.json").read_text())["digest"])
-    assert digests[0] == digests[1]

@@ -157,6 +157,7 @@ def test_settings_on_unlike_data_have_no_best(file) -> None:
     assert not sweep_result(trials, {}).comparable
 
 
+@pytest.mark.processes
 def test_a_sweep_on_ray_tune_keeps_resumes_and_survives(
     file, graphcl, monkeypatch, tmp_path
 ) -> None:

@@ -11,7 +11,12 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "nodes"
 
 # When written: 87.1 ± 1.6, 93.3 ± 2.1 and 85.7 ± 1.1; untrained 81.2, 86.9 and 73.4.
 @pytest.mark.parametrize(
-    ("graph", "floor"), [("texas", 0.84), ("wisconsin", 0.88), ("cornell", 0.8)]
+    ("graph", "floor"),
+    [
+        ("texas", 0.84),
+        pytest.param("wisconsin", 0.88, marks=pytest.mark.slow),
+        pytest.param("cornell", 0.8, marks=pytest.mark.slow),
+    ],
 )
 def test_aspect_reaches_the_floor_and_beats_its_untrained_self(data_root, graph, floor) -> None:
     source = data_root / "graphs" / f"{graph}.npz"

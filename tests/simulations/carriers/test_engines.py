@@ -19,6 +19,8 @@ from simulations.carriers.flower import FlowerCarrier
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import RayCarrier, RayGrid
 
+pytestmark = pytest.mark.processes
+
 UNLIKE = {"model.encoders": "gcn, sage, gat", "strategy.name": "feddbp"}
 ALIKE = {"model.encoders": "gcn", "strategy.name": "fedavg", "strategy.fraction": 0.5}
 PRETRAIN = {
@@ -35,6 +37,44 @@ OUTAGES = {
     "data.outages.events": 8,
     "partition.scheme": "natural",
 }
+IMAGES = {
+    "task.name": "images",
+    "data.source": "digits",
+    "partition.scheme": "practical",
+    "model.encoders": "cnn, resnet4",
+    "model.hidden_channels": 2,
+    "images.batch_size": 64,
+    "train.epochs": 1,
+    "run.rounds": 2,
+}
+SERIES = {
+    "task.name": "forecast",
+    "data.source": "confounded",
+    "data.series.nodes": 5,
+    "data.series.steps": 300,
+    "partition.scheme": "natural",
+    "partition.clients": 2,
+    "forecast.epoch_windows": 64,
+    "train.epochs": 1,
+}
+SHOPS = {
+    "task.name": "recommend",
+    "data.source": "shoppers",
+    "data.interactions.users": 12,
+    "data.interactions.items": 40,
+    "data.interactions.catalogue": 0.8,
+    "partition.scheme": "users",
+    "recommend.length": 6,
+    "train.epochs": 1,
+    "run.rounds": 2,
+}
+ASYNCHRONOUS = {
+    **ALIKE,
+    "strategy.fraction": 1.0,
+    "asynchrony.spread": 1.0,
+    "asynchrony.buffer": 2,
+    "asynchrony.concurrency": 3,
+}
 MASKED = {**UNLIKE, "privacy.masking": True}
 FAULTY = {
     **UNLIKE,
@@ -44,6 +84,10 @@ FAULTY = {
     "faults.stale": 0.4,
     "faults.partial": 0.3,
     "faults.hostile": 0.25,
+    "faults.corrupt": 0.2,
+    "faults.memory": 0.2,
+    "faults.slow": 0.2,
+    "faults.slow_seconds": 0.01,
 }
 
 
@@ -65,8 +109,20 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
 
 @pytest.mark.parametrize(
     "strategy",
-    [UNLIKE, ALIKE, PRETRAIN, OUTAGES, FAULTY, MASKED],
-    ids=["feddbp", "fedavg", "pretrain", "outages", "faulty", "masked"],
+    [
+        pytest.param(UNLIKE, id="feddbp"),
+        pytest.param(ALIKE, id="fedavg"),
+        pytest.param(PRETRAIN, id="pretrain"),
+        pytest.param(OUTAGES, id="outages"),
+        pytest.param(FAULTY, id="faulty"),
+        pytest.param(MASKED, id="masked"),
+        pytest.param(ASYNCHRONOUS, id="asynchronous"),
+        pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
+        pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
+        pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
+        pytest.param({**SHOPS, "strategy.name": "fedavg"}, id="shops-fedavg"),
+        pytest.param({**SHOPS, "strategy.name": "feddbp"}, id="shops-feddbp"),
+    ],
 )
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
@@ -131,6 +187,31 @@ def test_a_client_that_kills_its_process_costs_its_own_reply_alone(tiny, carrier
     trained = {line["partition"]: line for line in lines if line["kind"] == "client"}
     assert [trained[p]["status"] for p in range(4)] == ["ok", "failed", "ok", "ok"]
     assert "died" in trained[1]["reason"]
+
+
+def test_clients_that_crash_or_hang_cost_their_own_replies_alone(tiny, carrier) -> None:
+    keys = {
+        **ALIKE,
+        "strategy.fraction": 1.0,
+        "partition.clients": 6,
+        "run.rounds": 2,
+        "run.seed": 1,  # in round 2 clients 0 and 1 crash, 3 hangs
+        "run.min_success": 0.0,
+        "faults.crash": 0.1,
+        "faults.hang": 0.1,
+        "simulation.client_timeout": 5.0,
+    }
+    local = tiny(keys, folder="local")
+    expected = run_locally(local)
+    experiment = tiny(keys, folder="ray")
+    carrier.run(experiment)
+    assert figures(experiment)["digest"] == expected
+    lines = RunDirectory(experiment.run.directory).lines()
+    reasons = {line.get("fault"): line["reason"] for line in lines if line.get("fault")}
+    assert "simulation.client_timeout" in reasons["hang"]
+    assert "died" in reasons["crash"]
+    struck = [line for line in lines if line.get("fault")]
+    assert figures(experiment)["failed_updates"] == len(struck)
 
 
 def test_ctrl_c_under_flower_leaves_no_process_behind(tiny, tmp_path) -> None:

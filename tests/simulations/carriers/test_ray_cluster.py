@@ -12,6 +12,8 @@ from graphcl.errors import FederationError
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import RayCarrier
 
+pytestmark = pytest.mark.processes
+
 UNLIKE = {"model.encoders": "gcn, sage, gat", "strategy.name": "feddbp"}
 
 
