@@ -66,10 +66,14 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         if experiment.masked:
             keys[partition] = bytes(reply.content.config_records["masking"]["public"])  # type: ignore[arg-type]
     _check_enough(facts, absent, experiment, known is not None)
+    averaged = experiment.strategy.name in WEIGHT_STRATEGIES
+    for name in next(iter(facts.values())):
+        if name.endswith("-names"):
+            _agree(facts, name, averaged)
     return Facts(
         nodes=dict(sorted((known or found).items(), key=lambda item: item[1])),
         channels={
-            name: _agree(facts, name, experiment.strategy.name in WEIGHT_STRATEGIES)
+            name: _agree(facts, name, averaged)
             for name in next(iter(facts.values()))
             if name.endswith("-channels")
         },

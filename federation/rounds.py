@@ -46,6 +46,7 @@ class DefersMessages(Protocol):
 class _Round:
     """A round whose aggregate is there and whose evaluation may be under way."""
 
+    grid: Grid
     server_round: int
     train: Exchanged
     arrays: ArrayRecord
@@ -63,7 +64,9 @@ class _Round:
         """Put the round on record."""
         line = round_line(self.server_round, self.train, evaluation, scores, seconds) | self.told
         run.record([*client_lines(self.server_round, self.train, evaluation, scores), line])
-        run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
+        stored = run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
+        if stored is not None and isinstance(self.grid, KeepsClientStates):
+            self.grid.rest_client_states(stored)
 
 
 def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
@@ -92,6 +95,7 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
         arrays = arrays if aggregated is None else aggregated
         done = _Round(
+            grid,
             server_round,
             train,
             arrays,

@@ -125,6 +125,9 @@ class DeploymentGrid(Grid):
         self._bases = {partition: int(data) for partition, data in states.items()}
         self._changed.clear()
 
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        """Nothing rests here: sites keep their states themselves."""
+
     def partitions(self) -> dict[int, int]:
         """Return the partition of every site's node, whether it is there or not."""
         return {node: site.partition for node, site in self._sites.items()}

@@ -113,9 +113,9 @@ class ForecastLearner(LabelledLearner):
             "num-classes": self.num_classes,
         }
 
-    def reset_optimizer(self) -> None:
-        moving = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = clip_gradients(optimizer_for(moving, self.config.train))
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        moving = [p for p in model.parameters() if p.requires_grad]
+        return clip_gradients(optimizer_for(moving, self.config.train))
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network

@@ -1,8 +1,9 @@
 """From an experiment to one graph per client, with its splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
 from federation.partition import (
     PartitionReport,
+    Silos,
     dirichlet,
     louvain,
     natural,
@@ -19,7 +21,6 @@ from federation.partition import (
     partition_report,
     pathological,
     practical,
-    subgraph,
 )
 from federation.tables import Partition
 from graphcl.datasets import (
@@ -40,14 +41,15 @@ class ClientGraphs:
     """The graphs of all clients.
 
     Attributes:
-        graphs: One graph per client, with ``train_mask``, ``val_mask`` and ``test_mask``.
+        graphs: One graph per client, with ``train_mask``, ``val_mask`` and ``test_mask``; each is
+            made anew at every look.
         num_classes: Number of classes over all clients.
         report: Sizes, label skew, cut edges and homophily.
         nodes: The nodes of the union of all graphs that each client holds.
         whole: The graph that was divided, which has the cut edges; None where they came divided.
     """
 
-    graphs: list[Data]
+    graphs: Sequence[Data]
     num_classes: int
     report: PartitionReport
     nodes: list[np.ndarray]
@@ -129,7 +131,9 @@ def _split(graph: Data, data: DataTable, seed: int, client: int) -> Data:
 def _union(data: DataTable, partition: Partition, seed: int) -> Data:
     """Return the graph of all clients' nodes, with their training nodes."""
     clients = _client_graphs(data, partition, seed)
-    union: Data = Batch.from_data_list(clients.graphs) if clients.whole is None else clients.whole
+    union = clients.whole
+    if union is None:
+        union = Batch.from_data_list(list(clients.graphs))
     train = torch.zeros(len(union.y), dtype=torch.bool)
     for nodes, graph in zip(clients.nodes, clients.graphs, strict=True):
         train[torch.from_numpy(nodes)] = graph.train_mask
@@ -138,6 +142,7 @@ def _union(data: DataTable, partition: Partition, seed: int) -> Data:
 
 @lru_cache(maxsize=2)
 def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
+    graphs: Sequence[Data]
     if partition.scheme == "natural":
         graphs, whole = _natural(data, partition), None
         report = natural_report(graphs)
@@ -145,16 +150,34 @@ def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGr
         nodes = np.split(np.arange(ends[-1]), ends[:-1])
     else:
         whole, nodes = _divide(data, partition, seed)
-        graphs = [subgraph(whole, part) for part in nodes]
+        graphs = Silos(whole, nodes)
         report = partition_report(whole, nodes)
-    num_classes = count_classes(graphs)
+    num_classes = count_classes(graphs if whole is None else [whole])
     if data.num_classes not in (0, num_classes):
         raise ConfigError(
             f"data.num_classes: {data.num_classes} was promised, but {data.source} holds "
             f"{num_classes} classes; correct the key or leave it at 0"
         )
-    graphs = [_split(graph, data, seed, client) for client, graph in enumerate(graphs)]
-    return ClientGraphs(graphs, num_classes, report, nodes, whole)
+    return ClientGraphs(_Split(graphs, data, seed), num_classes, report, nodes, whole)
+
+
+class _Split(Sequence[Data]):
+    """Graphs with the masks that their client's own stream draws, at every look the same."""
+
+    def __init__(self, graphs: Sequence[Data], data: DataTable, seed: int):
+        self._graphs, self._data, self._seed = graphs, data, seed
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @overload
+    def __getitem__(self, client: int) -> Data: ...
+    @overload
+    def __getitem__(self, client: slice) -> list[Data]: ...
+    def __getitem__(self, client: int | slice) -> Data | list[Data]:
+        if isinstance(client, slice):
+            return [self[one] for one in range(*client.indices(len(self)))]
+        return _split(self._graphs[client].clone(), self._data, self._seed, client % len(self))
 
 
 def _natural(data: DataTable, partition: Partition) -> list[Data]:

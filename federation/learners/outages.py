@@ -90,8 +90,8 @@ class OutageLearner(LabelledLearner):
             **self.widths,
         }
 
-    def reset_optimizer(self) -> None:
-        self.optimizer = optimizer_for(self.model.parameters(), self.config.train)
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optimizer_for(model.parameters(), self.config.train)
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network

@@ -79,10 +79,10 @@ class PretrainingLearner(MaskedLearner):
             "num-classes": self.num_classes,
         }
 
-    def reset_optimizer(self) -> None:
-        projector = list(self.model.projector.parameters())
-        groups = [*self.model.encoder.parameter_groups(), {"params": projector}]
-        self.optimizer = optimizer_for(groups, self.config.train)
+    def new_optimizer(self, model: PretrainingModel) -> torch.optim.Optimizer:
+        projector = list(model.projector.parameters())
+        groups = [*model.encoder.parameter_groups(), {"params": projector}]
+        return optimizer_for(groups, self.config.train)
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         encoder = self.model.encoder

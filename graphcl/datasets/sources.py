@@ -1,7 +1,7 @@
 """From the name of a source in an experiment file to its graphs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch_geometric.data import Data
@@ -131,7 +131,7 @@ def _load_folder(folder: Path) -> dict[str, Data]:
     return {file.name: load_npz(file, every_class=False) for file in files}
 
 
-def count_classes(graphs: list[Data]) -> int:
+def count_classes(graphs: Iterable[Data]) -> int:
     """Return the number of classes C of graphs that share labels 0 to C - 1."""
     return max(int(graph.y.max()) for graph in graphs) + 1
 
