@@ -38,8 +38,7 @@ def hello(message: Message, context: Context) -> Message:
     """Tell the server which partition this node holds and what its data look like."""
 
     def answer() -> RecordDict:
-        experiment = _own_experiment(context)
-        partition = _partition(context, experiment)
+        experiment, partition = _seen_by(context)
         facts = _build(experiment, partition).learner.facts() | {"partition-id": partition}
         content = RecordDict({"facts": MetricRecord(dict(facts))})
         if experiment.masked:
@@ -182,23 +181,24 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
 
 def _exchange(context: Context) -> Exchange:
     """Return the node's exchange, its learner at the workbench in whatever state that is."""
-    experiment = _own_experiment(context)
+    experiment, partition = _seen_by(context)
     threads = experiment.simulation.cpus_per_client
     if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
         torch.set_num_threads(threads)
-    exchange = _build(experiment, _partition(context, experiment))
+    exchange = _build(experiment, partition)
     exchange.learner.take_bench()
     return exchange
 
 
-def _own_experiment(context: Context) -> Experiment:
-    """Return the run's experiment as this node takes part in it."""
+def _seen_by(context: Context) -> tuple[Experiment, int]:
+    """Return the experiment as a node knows it, and which partition it holds."""
     experiment = experiment_of(context.run_config)
+    partition = _partition(context, experiment)
     if config := context.node_config.get("config"):
         _check_agreed(experiment, str(config))
     if data := context.node_config.get("data"):  # on an edge node, where nobody else's data are
-        experiment = _at_site(experiment, str(data))
-    return experiment
+        experiment = experiment.at_site(str(data))
+    return experiment, partition
 
 
 def _check_agreed(experiment: Experiment, config: str) -> None:
@@ -214,11 +214,6 @@ def _check_agreed(experiment: Experiment, config: str) -> None:
 @lru_cache(maxsize=4)
 def _agreed(config: str) -> Experiment:
     return load_experiment(config)
-
-
-@lru_cache(maxsize=4)
-def _at_site(experiment: Experiment, data: str) -> Experiment:
-    return experiment.at_site(data)
 
 
 _known: list[tuple[dict[str, Scalar], Experiment]] = []

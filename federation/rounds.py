@@ -46,6 +46,7 @@ class DefersMessages(Protocol):
 class _Round:
     """A round whose aggregate is there and whose evaluation may be under way."""
 
+    grid: Grid
     server_round: int
     train: Exchanged
     arrays: ArrayRecord
@@ -55,7 +56,6 @@ class _Round:
 
     def close(
         self,
-        grid: Grid,
         run: RunDirectory,
         evaluation: Exchanged | None,
         scores: Sequence[Score],
@@ -65,8 +65,8 @@ class _Round:
         line = round_line(self.server_round, self.train, evaluation, scores, seconds) | self.told
         run.record([*client_lines(self.server_round, self.train, evaluation, scores), line])
         stored = run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
-        if stored is not None and isinstance(grid, KeepsClientStates):
-            grid.rest_client_states(stored)
+        if stored is not None and isinstance(self.grid, KeepsClientStates):
+            self.grid.rest_client_states(stored)
 
 
 def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
@@ -95,6 +95,7 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
         arrays = arrays if aggregated is None else aggregated
         done = _Round(
+            grid,
             server_round,
             train,
             arrays,
@@ -196,7 +197,7 @@ def _evaluate(
     scores, timeout = SCORES[experiment.task.name], experiment.run.timeout
     last = done.server_round == experiment.run.rounds
     if done.server_round % experiment.run.evaluate_every and not last:
-        done.close(grid, run, None, scores, time.perf_counter() - started)
+        done.close(run, None, scores, time.perf_counter() - started)
         return
     evaluation = Exchanged(grid, facts, list(facts.nodes.values()), timeout)
     messages = evaluation.outgoing(
@@ -206,7 +207,7 @@ def _evaluate(
     def close(replies: Iterable[Message], seconds: float) -> None:
         evaluation.take(replies)
         evaluation.check_evaluation(scores[0])
-        done.close(grid, run, evaluation, scores, seconds)
+        done.close(run, evaluation, scores, seconds)
 
     if isinstance(grid, DefersMessages):
         seconds = time.perf_counter() - started

@@ -52,8 +52,10 @@ def export_run(
     checkpoint = RunDirectory(directory).latest()
     if checkpoint is None:
         raise ConfigError(f"{directory}: no round is complete yet, so that there is no model")
-    keeps = ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment)
-    if keeps and checkpoint.clients is None:
+    states = checkpoint.clients
+    # Of edge nodes a checkpoint holds the number of the round whose state they have, at most.
+    elsewhere = states is None or any(data.isdigit() for data in states.values())
+    if elsewhere and ALGORITHMS[experiment.strategy.name].exchange.keeps(experiment):
         raise ConfigError(
             f"{directory}: '{experiment.strategy.name}' keeps models on the sites, and the run "
             "directory of the server has none of them; export on a site: graphcl deploy export "
@@ -164,7 +166,12 @@ def _classifier(exchange: Exchange, client: int) -> nn.Module:
 def _method(exchange: Exchange, client: int) -> nn.Module:
     model: Any = exchange.learner.model
     assert isinstance(model, PretrainingModel)  # noqa: S101 - by the task
-    method = copy.deepcopy(_bare(exchange, model.encoder))
+    if not isinstance(model.projector, nn.Identity):
+        raise ConfigError(
+            "strategy.feddbp.fuse: the projector behind the embedding has no place in a label-free "
+            "method; models of runs with fuse = 'none' can be exported, and of other strategies"
+        )
+    method = copy.deepcopy(model.encoder)
     method.in_channels = exchange.learner.facts()["in-channels"]
     return method
 
@@ -172,14 +179,18 @@ def _method(exchange: Exchange, client: int) -> nn.Module:
 def _outages(exchange: Exchange, client: int) -> nn.Module:
     model: Any = exchange.learner.model
     assert isinstance(model, OutageNetwork)  # noqa: S101 - by the task
-    network = copy.deepcopy(_bare(exchange, model.network))
+    network = copy.deepcopy(model.network)
+    network.projector = copy.deepcopy(model.projector)
     events = territory_of(exchange.experiment, client).events
     network.static_names, network.weather_names = events.static_names, events.weather_names
     return network
 
 
-def _network(exchange: Exchange, client: int) -> nn.Module:
-    return copy.deepcopy(_bare(exchange, exchange.learner.model.network))
+def _forecaster(exchange: Exchange, client: int) -> nn.Module:
+    model: Any = exchange.learner.model
+    network = copy.deepcopy(model.network)
+    network.projector = copy.deepcopy(model.projector)
+    return network
 
 
 def _ranking(exchange: Exchange, client: int) -> nn.Module:
@@ -187,25 +198,10 @@ def _ranking(exchange: Exchange, client: int) -> nn.Module:
     return copy.deepcopy(model.network)  # items are ranked before the projector
 
 
-def _bare(exchange: Exchange, network: Any) -> Any:
-    """Return a network that no projector stands behind.
-
-    Raises:
-        ConfigError: If one does.
-    """
-    if not isinstance(exchange.learner.model.projector, nn.Identity):
-        raise ConfigError(
-            "strategy.feddbp.fuse: the projector behind the embedding has no place in a "
-            f"{type(network).__name__}; models of runs with fuse = 'none' can be exported, and so "
-            "can those of other strategies"
-        )
-    return network
-
-
 _RELEASES: dict[str, Callable[[Exchange, int], nn.Module]] = {
     "classify": _classifier,
     "pretrain": _method,
     "outages": _outages,
-    "forecast": _network,
+    "forecast": _forecaster,
     "recommend": _ranking,
 }

@@ -126,7 +126,7 @@ class DeploymentGrid(Grid):
         self._changed.clear()
 
     def rest_client_states(self, states: Mapping[int, bytes]) -> None:
-        """Do nothing: a round is a few bytes."""
+        """Nothing rests here: sites keep their states themselves."""
 
     def partitions(self) -> dict[int, int]:
         """Return the partition of every site's node, whether it is there or not."""

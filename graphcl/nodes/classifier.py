@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from graphcl.contrast.dual_branch import DualBranchProjector
+from graphcl.contrast.dual_branch import projector_header, projector_of
 from graphcl.errors import GraphCLError
 from graphcl.nodes.encoders import NodeEncoder, Operator
 from graphcl.nodes.nearest import NearestPrototype
@@ -79,19 +79,15 @@ class NodeClassifier(nn.Module):
         Raises:
             GraphCLError: The projector is of a kind that :meth:`load` could not build.
         """
-        projector, rule = self.projector, self.prototypes
         header: dict[str, Any] = {
             "encoder": self.encoder.arguments,
             "embedding_channels": self.head.in_features,
             "num_classes": self.head.out_features,
+            "projector": projector_header(self.projector),
         }
-        if isinstance(projector, DualBranchProjector):
-            header["projector"] = {"channels": self.head.in_features, "fuse": projector.fuse}
-        elif not isinstance(projector, nn.Identity):
-            raise GraphCLError(f"{path}: a {type(projector).__name__} cannot be stored")
-        if rule is not None:
+        if self.prototypes is not None:
             keys = ("fidelity", "temperature", "fuse")
-            header["prototypes"] = {key: getattr(rule, key) for key in keys}
+            header["prototypes"] = {key: getattr(self.prototypes, key) for key in keys}
         save_weights(path, self.state_dict(), header)
 
     @classmethod
@@ -103,12 +99,11 @@ class NodeClassifier(nn.Module):
         """
         weights, header = load_weights(path)
         try:
-            projector = header.get("projector")
             model = cls(
                 NodeEncoder(**header["encoder"]),
                 header["embedding_channels"],
                 header["num_classes"],
-                None if projector is None else DualBranchProjector(**projector),
+                projector_of(header["projector"]),
             )
             if "prototypes" in header:
                 held = (weights[f"prototypes.{name}"] for name in ("values", "known"))

@@ -397,9 +397,11 @@ def test_the_start_script_is_plain_shell_and_looks_for_graphcl_on_the_path(provi
         (fake / "graphcl").write_text('#!/bin/sh\necho "$PWD: $@"\n')
         (fake / "graphcl").chmod(0o755)
         found = subprocess.run(
-            ["/bin/sh", script], env={"PATH": f"{fake}:/usr/bin:/bin"}, capture_output=True
+            ["/bin/sh", script, "--help"],
+            env={"PATH": f"{fake}:/usr/bin:/bin"},
+            capture_output=True,
         )
-        assert found.stdout.decode().strip() == f"{script.parent}: deploy {kind} ."
+        assert found.stdout.decode().strip() == f"{script.parent}: deploy {kind} . --help"
 
 
 @pytest.mark.parametrize("machine", ["server", "sites/north"])
@@ -410,7 +412,8 @@ def test_the_unit_lets_the_process_write_into_its_state_alone(provisioned, machi
     unit.read(file)
     service = unit["Service"]
     place = f"/opt/graphcl/{file.stem}"
-    assert service["ExecStart"] == f"/bin/sh {place}/start.sh"
+    quiet = " --quiet" if machine == "server" else ""
+    assert service["ExecStart"] == f"/bin/sh {place}/start.sh{quiet}"
     assert service["ReadWritePaths"] == f"{place}/state"
     hardened = {
         "ProtectSystem": "strict",

@@ -1,5 +1,6 @@
 """Models that leave a federation for use: they predict what their clients were scored by."""
 
+import dataclasses
 import itertools
 import json
 
@@ -134,7 +135,7 @@ def test_a_label_free_method_embeds_as_its_client_did(ran, tmp_path):
     assert torch.equal(load_model(folder).embed(graph), embedding)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "local", "fedper"])
+@pytest.mark.parametrize("strategy", ["fedavg", "local", "feddbp"])
 def test_outages_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
     experiment, directory = ran(**STORMS, **{"strategy.name": strategy})
     for partition, folder in enumerate(export_run(directory, tmp_path / "models")):
@@ -145,8 +146,9 @@ def test_outages_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
         assert mean_absolute_error(found, test.outages.float()) == pytest.approx(told, rel=1e-5)
 
 
-def test_steps_are_forecast_as_the_client_was_scored(ran, tmp_path):
-    experiment, directory = ran(**SERIES, **{"strategy.name": "scfsgl"})
+@pytest.mark.parametrize("strategy", ["scfsgl", "feddbp"])
+def test_steps_are_forecast_as_the_client_was_scored(ran, tmp_path, strategy):
+    experiment, directory = ran(**SERIES, **{"strategy.name": strategy})
     for partition, folder in enumerate(export_run(directory, tmp_path / "models")):
         test = clients_of(experiment).splits[partition]["test"]
         model = load_model(folder, test)
@@ -184,17 +186,17 @@ def test_what_cannot_be_exported_is_said(ran, tiny, tmp_path):
     RunDirectory.of(tiny(folder="begun"))
     with pytest.raises(ConfigError, match="no round is complete yet"):
         export_run(tmp_path / "begun", tmp_path / "models")
-    _, directory = ran(**STORMS, **{"strategy.name": "feddbp"})
+    _, directory = ran(**{"task.name": "pretrain", "strategy.name": "feddbp"})
     with pytest.raises(ConfigError, match=r"strategy\.feddbp\.fuse: the projector behind"):
         export_run(directory, tmp_path / "models")
 
 
-def test_a_server_that_has_no_models_says_where_they_are(ran, tmp_path):
+@pytest.mark.parametrize("states", [None, {0: b"2", 1: b"1"}])
+def test_a_server_that_has_no_models_says_where_they_are(ran, tmp_path, monkeypatch, states):
     """As a run of edge nodes leaves it, which keep their states themselves."""
     _, directory = ran(**{"strategy.name": "feddbp"})
-    manifest = directory / "checkpoint/manifest.json"
-    stored = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**stored, "clients": None}))
+    kept = dataclasses.replace(RunDirectory(directory).latest(), clients=states)
+    monkeypatch.setattr(RunDirectory, "latest", lambda _: kept)
     with pytest.raises(ConfigError, match="keeps models on the sites, and the run directory"):
         export_run(directory, tmp_path / "models")
 
