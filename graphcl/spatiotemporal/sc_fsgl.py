@@ -261,7 +261,7 @@ class SCFSGL(GraphForecaster):
 
     def forward(self, sample: Sample) -> Tensor:
         represented = self.represent(sample)
-        return self.decode(represented.fused, represented.anchor)
+        return self.decode(self.projector(represented.fused), represented.anchor)
 
     def loss(self, sample: Sample) -> dict[str, Tensor]:
         represented = self.represent(sample)
