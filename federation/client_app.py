@@ -6,7 +6,7 @@ written only after a message was answered, so that a failed round leaves no trac
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from logging import ERROR
@@ -16,92 +16,130 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
+from torch import Tensor
 
-from federation.experiment import Experiment, Scalar
-from federation.learners import LEARNERS
+from federation.experiment import Experiment, Scalar, load_experiment
+from federation.learners import LEARNERS, ImageLearner, NodeLearner
+from federation.learners.base import clear_benches, copied
 from federation.privacy.masking import hide, new_key
 from federation.records import check_finite, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
-from graphcl.errors import FederationError
+from federation.together import fit_together
+from graphcl.errors import FederationError, GraphCLError
 from graphcl.training import seed_everything
 
 app = ClientApp()
 
-_STATE = "learner"
+LEARNER = "learner"  # the record in which an exchange's state lies
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Tell the server which partition this node holds and what its data look like."""
 
-    def answer(exchange: Exchange) -> RecordDict:
-        facts = exchange.learner.facts() | {"partition-id": _partition(context)}
+    def answer() -> RecordDict:
+        experiment, partition = _seen_by(context)
+        facts = _build(experiment, partition).learner.facts() | {"partition-id": partition}
         content = RecordDict({"facts": MetricRecord(dict(facts))})
-        if exchange.experiment.masked:
+        if experiment.masked:
             content["masking"] = ConfigRecord({"public": new_key(context.state)})
         return content
 
-    return _answer(message, context, answer, keep=False)
+    return _answer(message, context, answer)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train for one round and reply with what the algorithm sends up."""
 
-    def answer(exchange: Exchange) -> RecordDict:
-        started = time.perf_counter()
-        server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-        partition = _partition(context)
-        exchange.receive(message.content)
-        seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
-        terms = exchange.learner.fit(exchange.penalty)
-        content = exchange.reply()
-        if exchange.experiment.masked:
-            clients = exchange.experiment.partition.clients
-            hide(content, message.content, context.state, partition, clients)
-        metrics = {
-            "partition-id": partition,
-            "num-examples": exchange.learner.facts()["num-examples"],
-            "loss": terms["loss"],
-            "seconds": time.perf_counter() - started,
-        }
-        content["metrics"] = MetricRecord(dict(metrics))
+    def answer() -> RecordDict:
+        with exchange_of(context, keep=True) as exchange:
+            started = time.perf_counter()
+            server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+            partition = int(context.node_config["partition-id"])
+            exchange.receive(message.content)
+            seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
+            terms = exchange.learner.fit(exchange.penalty)
+            content = exchange.reply()
+            if exchange.experiment.masked:
+                clients = exchange.experiment.partition.clients
+                hide(content, message.content, context.state, partition, clients)
+            metrics = {
+                "partition-id": partition,
+                "num-examples": exchange.learner.facts()["num-examples"],
+                "loss": terms["loss"],
+                "seconds": time.perf_counter() - started,
+            }
+            content["metrics"] = MetricRecord(dict(metrics))
         return content
 
-    return _answer(message, context, answer, keep=True)
+    return _answer(message, context, answer)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the node's model on its own validation and test samples."""
 
-    def answer(exchange: Exchange) -> RecordDict:
-        exchange.receive(message.content)
-        metrics = exchange.learner.evaluate(exchange.predict)
-        return RecordDict(
-            {"metrics": MetricRecord({"partition-id": _partition(context), **metrics})}
-        )
+    def answer() -> RecordDict:
+        with exchange_of(context, keep=False) as exchange:
+            exchange.receive(message.content)
+            metrics = exchange.learner.evaluate(exchange.predict)
+        told = {"partition-id": int(context.node_config["partition-id"]), **metrics}
+        return RecordDict({"metrics": MetricRecord(dict(told))})
 
-    return _answer(message, context, answer, keep=False)
+    return _answer(message, context, answer)
 
 
-def _answer(
-    message: Message, context: Context, answer: Callable[[Exchange], RecordDict], *, keep: bool
-) -> Message:
+def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Answer training messages of several clients at once, see :mod:`federation.together`."""
+    started = time.perf_counter()
+    replies: dict[int, Message] = {}
+    ready: list[tuple[int, Exchange, NodeLearner, dict[str, Tensor]]] = []
+    for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        try:
+            exchange = _exchange(context)
+            learner = exchange.learner
+            assert isinstance(learner, NodeLearner)  # noqa: S101 - a combination of keys says so
+            exchange.receive(message.content)
+            ready.append((position, exchange, learner, copied(learner.bench.weights)))
+        except Exception as error:
+            replies[position] = _failed(message, context, error)
+    trained = fit_together([entry[2] for entry in ready], [entry[3] for entry in ready])
+    for (position, exchange, learner, _), result in zip(ready, trained, strict=True):
+        message, context = messages[position], contexts[position]
+        if isinstance(result, GraphCLError):
+            replies[position] = _failed(message, context, result)
+            continue
+        weights, loss = result
+        learner.load_weights(weights)
+        content = exchange.reply()
+        metrics = {
+            "partition-id": int(context.node_config["partition-id"]),
+            "num-examples": learner.facts()["num-examples"],
+            "loss": loss,
+            "seconds": (time.perf_counter() - started) / len(messages),
+        }
+        content["metrics"] = MetricRecord(dict(metrics))
+        replies[position] = Message(content, reply_to=message)
+    return [replies[position] for position in range(len(messages))]
+
+
+def _answer(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
     """Answer a message, or say in an error reply what went wrong."""
     try:
-        with exchange_of(context, keep) as exchange:
-            return Message(answer(exchange), reply_to=message)
+        return Message(answer(), reply_to=message)
     except Exception as error:
-        # A node must not take the federation down; the server records the reason.
-        reason = f"{type(error).__name__}: {error}"
-        log(ERROR, "client %s failed: %s", context.node_config.get("partition-id"), reason)
-        return Message(
-            Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
-        )
+        return _failed(message, context, error)
 
 
-def _partition(context: Context) -> int:
+def _failed(message: Message, context: Context, error: Exception) -> Message:
+    """Return the reply of a node that met an error, which must not take the federation down."""
+    reason = f"{type(error).__name__}: {error}"  # the server records it
+    log(ERROR, "client %s failed: %s", context.node_config.get("partition-id"), reason)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+
+
+def _partition(context: Context, experiment: Experiment) -> int:
     try:
         partition = int(context.node_config["partition-id"])
     except KeyError:
@@ -109,7 +147,7 @@ def _partition(context: Context) -> int:
             "this node has no 'partition-id'; start its SuperNode with "
             '--node-config "partition-id=0 num-partitions=N"'
         ) from None
-    clients = experiment_of(context.run_config).partition.clients
+    clients = experiment.partition.clients
     if not 0 <= partition < clients:
         raise FederationError(
             f"this node's 'partition-id' is {partition}; with partition.clients = {clients} it "
@@ -121,13 +159,9 @@ def _partition(context: Context) -> int:
 @contextmanager
 def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
-    experiment = experiment_of(context.run_config)
-    threads = experiment.simulation.cpus_per_client
-    if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
-        torch.set_num_threads(threads)
-    exchange = _build(experiment, _partition(context))
-    learner = exchange.learner
-    stored = context.state.array_records.get(_STATE)
+    exchange = _exchange(context)
+    experiment, learner = exchange.experiment, exchange.learner
+    stored = context.state.array_records.get(LEARNER)
     # The learner still holds this very state where the last message came to the same process.
     keeps = exchange.keeps(experiment)
     if keeps and (stored is None or learner.holds is not stored):
@@ -139,30 +173,71 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
             state = exchange.state()
             for name, tensor in state.items():
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
-            context.state[_STATE] = stored = to_arrays(state)
+            context.state[LEARNER] = stored = to_arrays(state)
         learner.holds = stored if keep or not exchange.mixes else None
     else:
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
 
 
-def experiment_of(run_config: dict[str, Scalar]) -> Experiment:
-    """Return the experiment in a run's configuration."""
-    return _experiment_of(tuple(sorted(run_config.items())))
+def _exchange(context: Context) -> Exchange:
+    """Return the node's exchange, its learner at the workbench in whatever state that is."""
+    experiment, partition = _seen_by(context)
+    threads = experiment.simulation.cpus_per_client
+    if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
+        torch.set_num_threads(threads)
+    exchange = _build(experiment, partition)
+    exchange.learner.take_bench()
+    return exchange
+
+
+def _seen_by(context: Context) -> tuple[Experiment, int]:
+    """Return the experiment as a node knows it, and which partition it holds."""
+    experiment = experiment_of(context.run_config)
+    partition = _partition(context, experiment)
+    if config := context.node_config.get("config"):
+        _check_agreed(experiment, str(config))
+    if data := context.node_config.get("data"):  # on an edge node, where nobody else's data are
+        experiment = experiment.at_site(str(data))
+    return experiment, partition
+
+
+def _check_agreed(experiment: Experiment, config: str) -> None:
+    """Refuse to take part in another experiment than the one in this node's own file."""
+    differ = experiment.differing(_agreed(config))
+    if differ:
+        raise FederationError(
+            f"this site agreed to another experiment: the run differs in {', '.join(differ)} from "
+            f"{config}; give all sites the server's config.toml, once they have agreed to it"
+        )
 
 
 @lru_cache(maxsize=4)
-def _experiment_of(items: tuple[tuple[str, Scalar], ...]) -> Experiment:
-    return Experiment.from_flat(dict(items))
+def _agreed(config: str) -> Experiment:
+    return load_experiment(config)
+
+
+_known: list[tuple[dict[str, Scalar], Experiment]] = []
+
+
+def experiment_of(run_config: dict[str, Scalar]) -> Experiment:
+    """Return the experiment in a run's configuration; the last one is known."""
+    # Comparing two dictionaries takes a fraction of what hashing one would.
+    if not _known or _known[0][0] != run_config:
+        _known[:] = [(dict(run_config), Experiment.from_flat(run_config))]
+    return _known[0][1]
 
 
 def forget_learners() -> None:
     """Let go of the models and graphs of earlier runs in this process."""
     _build.cache_clear()
+    clear_benches()
 
 
 @lru_cache(maxsize=512)  # bounds what thousands of clients hold in one process
 def _build(experiment: Experiment, partition: int) -> Exchange:
     exchange = ALGORITHMS[experiment.strategy.name].exchange
     learner_type = LEARNERS[experiment.task.name]
-    learner = learner_type(experiment, partition, exchange.projector(experiment))
-    return exchange(experiment, learner)
+    projector = exchange.projector(experiment)
+    if issubclass(learner_type, NodeLearner | ImageLearner):
+        return exchange(experiment, learner_type(experiment, partition, projector, shared=True))
+    return exchange(experiment, learner_type(experiment, partition, projector))

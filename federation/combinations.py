@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from federation.fault_tables import UPDATE_ATTACKS
 from federation.tables import (
+    BATCHED_STRATEGIES,
     LABEL_SKEWS,
     PROTOTYPE_STRATEGIES,
     SUMMED_STRATEGIES,
@@ -49,6 +50,8 @@ def check_combination(experiment: "Experiment") -> None:
             f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{task}'; "
             "choose another strategy, or task.name = 'forecast'"
         )
+    if experiment.simulation.batch_clients:
+        _check_batches(experiment)
     headless = {"pretrain": "a label-free method", "recommend": "a recommender"}
     heads = {
         "fedper": "leaves the last layers on their node",
@@ -194,6 +197,29 @@ def _possible_images(experiment: "Experiment") -> None:
         )
 
 
+def _check_batches(experiment: "Experiment") -> None:
+    """Refuse to train clients as one batch where a client alone would do something else."""
+    model, simulation = experiment.model, experiment.simulation
+    others = sorted(experiment.planned - {*BATCHED_STRATEGIES, ""})
+    reasons = {
+        f"task.name = '{experiment.task.name}' has other learners": experiment.task.name
+        != "classify",
+        f"model.encoders = '{model.encoders}' are no perceptrons": {*model.encoder_names}
+        != {"mlp"},
+        "model.dropout draws from one stream per client": model.dropout > 0,
+        f"'{others[0] if others else ''}' keeps weights on the clients, or adds to the loss": bool(
+            others
+        ),
+        "strategy.personal_weights stay on the clients": bool(experiment.strategy.personal_names),
+        "Flower's own engine sends one message at a time": simulation.engine == "flower",
+        "faults of processes strike single clients": experiment.faults.of_processes,
+        "simulation.client_timeout watches single clients": simulation.client_timeout > 0,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"simulation.batch_clients: {reason}; leave it at 0")
+
+
 def _possible_faults(experiment: "Experiment") -> None:
     faults, planned = experiment.faults, experiment.planned
     if faults.summary and "pooled" in planned:
@@ -264,6 +290,17 @@ def _possible_outages(experiment: "Experiment") -> None:
         raise ValueError(
             f"data.source: '{experiment.data.source}' holds no outages; use 'storms', a folder of "
             "CSV tables or an .npz file"
+        )
+    paths = experiment.data.paths
+    if len(paths) > 1 and len(paths) != experiment.partition.clients:
+        raise ValueError(
+            f"partition.clients is {experiment.partition.clients}, but data.source lists "
+            f"{len(paths)} territories, one per client: set it to {len(paths)}"
+        )
+    if len(paths) > 1 and "pooled" in experiment.planned:
+        raise ValueError(
+            "strategy.name: 'pooled' has one network for all locations, but data.source lists "
+            "territories that came apart; leave 'pooled' out, or name one source"
         )
     if "pooled" in experiment.planned and experiment.data.outages.newcomer:
         raise ValueError(

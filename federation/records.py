@@ -1,24 +1,87 @@
 """The only place that packs and unpacks Flower records: tensors in, bytes out, and their size."""
 
+import io
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from torch import Tensor
 
 from graphcl.errors import ReplyError
 
+_VERSION = b"\x93NUMPY\x01\x00"  # of NumPy's format: a 16-bit length and a header follow
+
+
+class _PackedArray(Array):
+    """Flower's array, bytes and all, read without parsing the same header again and again."""
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "_PackedArray":
+        """Pack numbers, as Flower's constructor does in ten times the time."""
+        dtype, shape = str(array.dtype), array.shape
+        data = _header(dtype, shape) + array.tobytes()
+        packed = cls.__new__(cls)
+        packed.__dict__.update(dtype=dtype, shape=shape, stype=SType.NUMPY, data=data)
+        return packed
+
+    def numpy(self) -> np.ndarray:
+        """Return the array, the caller's own."""
+        return _numbers(self).copy()
+
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Pack named tensors, on any device."""
-    return ArrayRecord({name: Array(t.detach().cpu().numpy()) for name, t in tensors.items()})
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        # Put in one by one, since Flower's constructor copies to its own class.
+        record[name] = _PackedArray.of(tensor.detach().cpu().numpy())
+    return record
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Unpack named tensors onto the CPU."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    return {name: torch.from_numpy(_numbers(array).copy()) for name, array in arrays.items()}
+
+
+def _numbers(array: Array) -> np.ndarray:
+    """Return a packed array, a view of its bytes where they are laid out as we lay them out.
+
+    Raises:
+        ValueError: If the bytes are no array, or too few for its shape.
+    """
+    data = array.data
+    if array.stype != SType.NUMPY or not data.startswith(_VERSION):
+        return Array.numpy(array)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    dtype, shape, in_columns = _parsed(data[:start])
+    if in_columns or dtype.hasobject or 0 in shape:
+        return Array.numpy(array)
+    return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+
+
+@lru_cache(maxsize=1024)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return what :func:`numpy.save` writes before the numbers of an array in C order."""
+    file = io.BytesIO()
+    description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    layout = {"descr": description, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, layout)
+    return file.getvalue()
+
+
+@lru_cache(maxsize=1024)
+def _parsed(header: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """Return type and shape that a header tells, and whether columns come first."""
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    return dtype, shape, in_columns
 
 
 def to_bytes(content: RecordDict) -> bytes:

@@ -4,7 +4,7 @@
 ``config.toml``           every key of the experiment
 ``environment.json``      versions and platform
 ``metrics.jsonl``         a line per client and round, then a line for the round
-``checkpoint/``           manifest, server state, state of every client; no pickle
+``checkpoint/``           manifest, server state, client states by round; no pickle
 ``summary.json``          written at the end: figures, bytes, digest
 ``releases``              rounds whose messages went out, a line each, also if repeated
 ========================  ===========================================================
@@ -43,6 +43,8 @@ Line = dict[str, Any]
 _UNCOUNTED = ("seconds", "reason", "evaluation")
 # Keys in which a resumed run may differ from its first half: they change no result.
 _FREE = ("run.directory", "run.rounds", "run.compare", "run.timeout", "run.min_success")
+# The one key of the simulation that does: sums are rounded in another order.
+_COUNTED = ("simulation.batch_clients",)
 _PACKAGES = ("graphcl", "torch", "torch-geometric", "flwr", "ray", "numpy", "scipy", "networkx")
 
 
@@ -51,11 +53,20 @@ class _StoredFile(BaseModel):
     sha256: str
 
 
+class _StoredState(BaseModel):
+    """A client's state: a part of a file that holds those of one round."""
+
+    file: str
+    start: int
+    size: int
+    sha256: str
+
+
 class _Manifest(BaseModel):
     round: int
     metrics_bytes: int
     server: _StoredFile
-    clients: dict[str, _StoredFile] | None
+    clients: dict[str, _StoredState] | None
 
     @property
     def files(self) -> set[str]:
@@ -71,6 +82,9 @@ class KeepsClientStates(Protocol):
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
         """Replace the states of clients."""
+
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        """Learn where all states can be read, so that not all need to stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Checkpoint:
     server_round: int
     arrays: ArrayRecord
     strategy: RecordDict
-    clients: dict[int, bytes] | None
+    clients: Mapping[int, bytes] | None
 
 
 class RunDirectory:
@@ -128,7 +142,7 @@ class RunDirectory:
                 for key in ours
                 if ours[key] != theirs[key]
                 and key not in _FREE
-                and not key.startswith("simulation.")
+                and (not key.startswith("simulation.") or key in _COUNTED)
             ]
             if differ:
                 raise FederationError(
@@ -200,7 +214,7 @@ class RunDirectory:
         arrays: ArrayRecord,
         strategy: RecordDict,
         changed: Mapping[int, bytes] | None,
-    ) -> None:
+    ) -> "StoredStates | None":
         """Store the state after a round; only clients whose state changed are written.
 
         Args:
@@ -210,11 +224,14 @@ class RunDirectory:
             changed: Client states that changed since the last checkpoint, or None where the
                 carrier keeps them to itself.
 
+        Returns:
+            All client states, to be read from here; None where the carrier keeps them.
+
         Raises:
             FederationError: If it cannot be written, for want of room for instance.
         """
         with self._writing():
-            self._checkpoint(server_round, arrays, strategy, changed)
+            return self._checkpoint(server_round, arrays, strategy, changed)
 
     def _checkpoint(
         self,
@@ -222,7 +239,7 @@ class RunDirectory:
         arrays: ArrayRecord,
         strategy: RecordDict,
         changed: Mapping[int, bytes] | None,
-    ) -> None:
+    ) -> "StoredStates | None":
         old = self._read_manifest(self._manifest)
         folder = self._manifest.parent
         server = RecordDict({"arrays": arrays})
@@ -230,11 +247,8 @@ class RunDirectory:
             server[f"strategy/{name}"] = record
         clients = None
         if changed is not None:
-            clients = dict((old and old.clients) or {})
-            for partition, data in sorted(changed.items()):
-                clients[str(partition)] = _store(
-                    folder, f"client-{partition}-{server_round}.bin", data
-                )
+            kept = dict((old and old.clients) or {})
+            clients = kept | _store_states(folder, f"clients-{server_round}.bin", changed, kept)
         stored = _store(folder, f"server-{server_round}.bin", to_bytes(server))
         manifest = _Manifest(
             round=server_round,
@@ -244,11 +258,12 @@ class RunDirectory:
         )
         if old is not None:
             _write_atomically(self._previous, self._manifest.read_bytes())
-        _write_atomically(self._manifest, manifest.model_dump_json(indent=1).encode())
-        kept = manifest.files | (old.files if old else set())
+        _write_atomically(self._manifest, manifest.model_dump_json().encode())
+        files = manifest.files | (old.files if old else set())
         for file in folder.glob("*.bin"):
-            if file.name not in kept:
+            if file.name not in files:
                 file.unlink()
+        return None if clients is None else StoredStates(folder, clients)
 
     def resume(self) -> Checkpoint | None:
         """Return the last checkpoint, and cut off the metrics of any later, unfinished round.
@@ -291,7 +306,22 @@ class RunDirectory:
                 f"{self.metrics}: {written} bytes, but the checkpoint vouches for "
                 f"{manifest.metrics_bytes}; start the run anew"
             )
-        folder = path.parent
+        checkpoint = self._load(manifest)
+        with self.metrics.open("r+b") as file:  # last: a damaged checkpoint must not cut anything
+            file.truncate(manifest.metrics_bytes)
+        return checkpoint
+
+    def latest(self) -> Checkpoint | None:
+        """Return the last checkpoint and change nothing.
+
+        Raises:
+            FederationError: If a file of the checkpoint is missing or damaged.
+        """
+        manifest = self._read_manifest(self._manifest)
+        return None if manifest is None else self._load(manifest)
+
+    def _load(self, manifest: _Manifest) -> Checkpoint:
+        folder = self._manifest.parent
         server = from_bytes(_load(folder, manifest.server))
         strategy = RecordDict(
             {
@@ -302,9 +332,8 @@ class RunDirectory:
         )
         clients = None
         if manifest.clients is not None:
-            clients = {int(p): _load(folder, entry) for p, entry in manifest.clients.items()}
-        with self.metrics.open("r+b") as file:  # last: a damaged checkpoint must not cut anything
-            file.truncate(manifest.metrics_bytes)
+            clients = StoredStates(folder, manifest.clients)
+            clients.check()
         return Checkpoint(manifest.round, server.array_records["arrays"], strategy, clients)
 
     def finish(self, summary: Mapping[str, Any], server: RecordDict) -> str:
@@ -384,6 +413,77 @@ def _store(folder: Path, name: str, data: bytes) -> _StoredFile:
         file.flush()
         os.fsync(file.fileno())  # the manifest will vouch for it
     return _StoredFile(file=name, sha256=hashlib.sha256(data).hexdigest())
+
+
+class StoredStates(Mapping[int, bytes]):
+    """The client states of a checkpoint by partition, each read when it is asked for.
+
+    Raises:
+        FederationError: At a look, if the file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, entries: Mapping[str, _StoredState]):
+        self._folder = folder
+        self._entries = {int(partition): entry for partition, entry in entries.items()}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._entries)
+
+    def __getitem__(self, partition: int) -> bytes:
+        entry = self._entries[partition]
+        path = self._folder / entry.file
+        try:
+            with path.open("rb") as file:
+                file.seek(entry.start)
+                data = file.read(entry.size)
+        except FileNotFoundError:
+            raise FederationError(
+                f"{path}: missing from the checkpoint; start the run anew"
+            ) from None
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise FederationError(f"{path}: damaged (its hash differs); start the run anew")
+        return data
+
+    def check(self) -> None:
+        """Look at all states, one after the other."""
+        for partition in self:
+            self[partition]
+
+
+def _store_states(
+    folder: Path, name: str, changed: Mapping[int, bytes], kept: Mapping[str, _StoredState]
+) -> dict[str, _StoredState]:
+    """Write states to one file, and with them those that hardly fill a file any more.
+
+    Args:
+        folder: Where the files are.
+        name: Of the new one.
+        changed: States by partition.
+        kept: Where the states lie up to now.
+    """
+    still = {p: entry for p, entry in kept.items() if int(p) not in changed}
+    live: dict[str, int] = {}
+    for entry in still.values():
+        live[entry.file] = live.get(entry.file, 0) + entry.size
+    sparse = {file for file, size in live.items() if 4 * size < (folder / file).stat().st_size}
+    moved = StoredStates(folder, {p: e for p, e in still.items() if e.file in sparse})
+    written: dict[str, _StoredState] = {}
+    if not changed and not moved:
+        return written
+    with (folder / name).open("wb") as file:
+        for partition in sorted({*changed, *moved}):
+            data = changed[partition] if partition in changed else moved[partition]
+            digest = hashlib.sha256(data).hexdigest()
+            written[str(partition)] = _StoredState(
+                file=name, start=file.tell(), size=len(data), sha256=digest
+            )
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # the manifest will vouch for it
+    return written
 
 
 def _load(folder: Path, entry: _StoredFile) -> bytes:

@@ -33,6 +33,8 @@ STRATEGIES = (
 _AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
 # One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
 WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
+# Their clients keep nothing and add nothing to the loss.
+BATCHED_STRATEGIES = ("fedavg", *ROBUST_STRATEGIES)
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
 # Their server reads sums over clients alone, so that these may be masked.
@@ -406,3 +408,9 @@ class Simulation(Table):
         ge=0,
     )
     address: str = key("", "address of an existing Ray cluster; empty = start one")
+    batch_clients: int = key(
+        0,
+        "small clients that train as one batch, for perceptrons without dropout whose weights are "
+        "averaged; results differ from those of single clients by rounding; 0 = each alone",
+        ge=0,
+    )

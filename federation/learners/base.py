@@ -1,9 +1,9 @@
 """The contract between a node's model and the federated algorithms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +49,45 @@ class Projected(nn.Module):
 def drawn_for(experiment: Experiment, client: int | str) -> Iterator[None]:
     """Draw weights that depend on the seed and the client alone, and leave no trace of it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(experiment.run.seed, "model", client))
+        # torch.manual_seed would also queue a call, with a stack trace, for devices never used.
+        torch.default_generator.manual_seed(derive_seed(experiment.run.seed, "model", client))
         yield
+
+
+Initial = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Workbench(Generic[M]):
+    """A model with its optimiser, on which clients of one shape can work in turn.
+
+    Whoever comes after another must bring all that it needs: weights, and moments if any stay.
+
+    Args:
+        model: Its parameters are never replaced, only filled.
+        optimizer: Of the model.
+
+    Attributes:
+        weights: The model's state, not a copy of it.
+        learner: Who has worked here last.
+    """
+
+    def __init__(self, model: M, optimizer: torch.optim.Optimizer):
+        self.model = model
+        self.optimizer = optimizer
+        self.weights: dict[str, Tensor] = dict(model.state_dict())
+        self.learner: Learner | None = None
 
 
 class Learner(ABC):
     """A model with its data on one node.
 
     Args:
-        model: All that may cross the wire or stay on the node.
-        initial: Its state in the first round, where somebody has it already.
+        model: All that may cross the wire or stay on the node; or a workbench with it, which other
+            clients of this process use, too.
+        initial: Its state in the first round, or what returns it; by default as it is now.
 
     Attributes:
         model: All that may cross the wire or stay on the node.
@@ -71,11 +100,17 @@ class Learner(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None):
-        self.model = model
-        self._initial = copied(model.state_dict()) if initial is None else initial
+    def __init__(
+        self,
+        model: nn.Module | Workbench[Any],
+        initial: Initial | None = None,
+    ):
+        if isinstance(model, nn.Module):
+            model = Workbench(model, self.new_optimizer(model))
+        self.bench = model
+        self.model, self.optimizer = model.model, model.optimizer
+        self._initial = copied(model.weights) if initial is None else initial
         self.holds: object = None
-        self.reset_optimizer()
 
     @staticmethod
     @abstractmethod
@@ -107,8 +142,9 @@ class Learner(ABC):
     def facts(self) -> dict[str, int]:
         """Return what the server must know to plan: sample, feature and class counts.
 
-        ``num-examples``, ``num-classes``, and the widths of inputs under names that end in
-        ``-channels``.
+        ``num-examples``, ``num-classes``, the widths of inputs under names that end in
+        ``-channels``, and, under names that end in ``-names``, a hash of what must be called alike
+        everywhere before weights can be averaged.
         """
 
     @abstractmethod
@@ -132,19 +168,29 @@ class Learner(ABC):
         """
 
     @abstractmethod
+    def new_optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """Return an optimiser of the learner's model, without moments."""
+
     def reset_optimizer(self) -> None:
         """Forget the optimiser's moments."""
+        self.optimizer.state.clear()
+
+    def take_bench(self) -> None:
+        """Come back to the workbench; what others have left there is not this learner's state."""
+        if self.bench.learner is not self:
+            self.bench.learner, self.holds = self, None
 
     def start(self) -> None:
         """Go back to the state of the first round."""
-        self.model.load_state_dict(self._initial)
+        self.load_weights(self._initial() if callable(self._initial) else self._initial)
         self.reset_optimizer()
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that must survive until the next round: weights and moments."""
-        state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+        state = {f"model/{name}": value for name, value in self.bench.weights.items()}
+        for index, parameter in enumerate(self._parameters()):
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer/{index}/{slot}"] = value
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -152,13 +198,17 @@ class Learner(ABC):
         self.load_weights(
             {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
         )
-        slots: dict[int, dict[str, Tensor]] = {}
+        self.reset_optimizer()
+        parameters = self._parameters()
         for name, value in state.items():
             if name.startswith("optimizer/"):
                 _, index, slot = name.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+                parameter = parameters[int(index)]
+                self.optimizer.state[parameter][slot] = value.clone().to(parameter.device)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Return the optimiser's parameters in its order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load the model's weights.
@@ -166,10 +216,47 @@ class Learner(ABC):
         Raises:
             ReplyError: If they belong to another model.
         """
+        own = self.bench.weights
+        if weights.keys() == own.keys() and all(own[n].shape == weights[n].shape for n in own):
+            torch._foreach_copy_(list(own.values()), [weights[name] for name in own])
+            return
         try:
-            self.model.load_state_dict(dict(weights))
+            self.model.load_state_dict(dict(weights))  # tells what is amiss
         except RuntimeError as error:
             raise ReplyError(f"received weights of another model: {error}") from None
+
+
+_SHAPES = 16  # of models that a process keeps; more than the encoders of any experiment
+_benches: dict[Hashable, Workbench[Any]] = {}
+
+
+def workbench(
+    shape: Hashable | None,
+    build: Callable[[], M],
+    new_optimizer: Callable[[M], torch.optim.Optimizer],
+) -> Workbench[M]:
+    """Return a new workbench, or the one of this process for models of a shape.
+
+    A process that works for thousands of clients so holds the models of one client of each shape.
+
+    Args:
+        shape: All that decides the model but for its first weights; None for a new workbench.
+        build: Makes a model where there is none yet.
+        new_optimizer: Makes its optimiser.
+    """
+    if shape is None:
+        model = build()
+        return Workbench(model, new_optimizer(model))
+    if shape not in _benches:
+        if len(_benches) == _SHAPES:
+            del _benches[next(iter(_benches))]  # its learners still have it
+        _benches[shape] = workbench(None, build, new_optimizer)
+    return _benches[shape]
+
+
+def clear_benches() -> None:
+    """Let go of the models of earlier runs in this process."""
+    _benches.clear()
 
 
 class LabelledLearner(Learner):
@@ -217,4 +304,5 @@ def optimizer_for(parameters: Any, train: Train) -> torch.optim.Optimizer:
         train: The table.
     """
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[train.optimizer]
-    return kind(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+    # One pass over each weight, where Adam would else take ten small ones in Python.
+    return kind(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)

@@ -1,13 +1,14 @@
 """What the learners of classes share: a head on an embedding, samples with masks, accuracy."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from federation.learners.base import Forward, LabelledLearner, Predict
+from federation.learners.base import Forward, Initial, LabelledLearner, Predict, Workbench
 from graphcl.metrics import accuracy, roc_auc
 
 
@@ -15,13 +16,16 @@ class ClassificationLearner(LabelledLearner):
     """A learner whose samples have classes and are split into parts.
 
     Args:
-        model: All that may cross the wire or stay on the node.
+        model: All that may cross the wire or stay on the node, or a workbench with it.
         head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
+        initial: See :class:`Learner`.
     """
 
-    def __init__(self, model: nn.Module, head: nn.Linear):
+    def __init__(
+        self, model: nn.Module | Workbench[Any], head: nn.Linear, initial: Initial | None = None
+    ):
         self.head = head
-        super().__init__(model)
+        super().__init__(model, initial)
 
     def features(self) -> Forward:
         return self.outputs("train")["train"]
@@ -59,18 +63,26 @@ class MaskedLearner(ClassificationLearner):
     """A classifier of nodes, which are all read at once and split by masks.
 
     Args:
-        model: All that may cross the wire or stay on the node.
+        model: All that may cross the wire or stay on the node, or a workbench with it.
         head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
         data: One client's graph with its labels and masks.
         device: Where the labels and masks are put.
+        initial: See :class:`Learner`.
     """
 
-    def __init__(self, model: nn.Module, head: nn.Linear, data: Data, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module | Workbench[Any],
+        head: nn.Linear,
+        data: Data,
+        device: torch.device,
+        initial: Initial | None = None,
+    ):
         self.y: Tensor = data.y.to(device)
         self.masks = {
             split: getattr(data, f"{split}_mask").to(device) for split in ("train", "val", "test")
         }
-        super().__init__(model, head)
+        super().__init__(model, head, initial)
 
     def outputs(self, *splits: str) -> dict[str, Forward]:
         out = self.forward()

@@ -1,17 +1,19 @@
 """From an experiment to one graph per client, with its splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
 from federation.partition import (
     PartitionReport,
+    Silos,
     dirichlet,
     louvain,
     natural,
@@ -19,7 +21,6 @@ from federation.partition import (
     partition_report,
     pathological,
     practical,
-    subgraph,
 )
 from federation.tables import Partition
 from graphcl.datasets import (
@@ -27,10 +28,11 @@ from graphcl.datasets import (
     count_classes,
     digits_graph,
     load,
+    load_silo,
     load_silos,
     split_nodes,
 )
-from graphcl.errors import ConfigError, PartitionError
+from graphcl.errors import ConfigError, DataError, PartitionError
 from graphcl.training import derive_seed
 
 
@@ -39,14 +41,15 @@ class ClientGraphs:
     """The graphs of all clients.
 
     Attributes:
-        graphs: One graph per client, with ``train_mask``, ``val_mask`` and ``test_mask``.
+        graphs: One graph per client, with ``train_mask``, ``val_mask`` and ``test_mask``; each is
+            made anew at every look.
         num_classes: Number of classes over all clients.
         report: Sizes, label skew, cut edges and homophily.
         nodes: The nodes of the union of all graphs that each client holds.
         whole: The graph that was divided, which has the cut edges; None where they came divided.
     """
 
-    graphs: list[Data]
+    graphs: Sequence[Data]
     num_classes: int
     report: PartitionReport
     nodes: list[np.ndarray]
@@ -66,12 +69,31 @@ def client_graphs(experiment: Experiment) -> ClientGraphs:
     return _client_graphs(experiment.data, experiment.partition, experiment.run.seed)
 
 
+def num_classes_of(experiment: Experiment) -> int:
+    """Return the number of classes over all clients.
+
+    Raises:
+        ConfigError: If it is not to be had: a node that has its own data alone must be told.
+    """
+    data = experiment.data
+    if not isinstance(data, OwnData):
+        return client_graphs(experiment).num_classes
+    if not data.num_classes:
+        raise ConfigError(
+            "data.num_classes: this node has its own data alone and cannot know the classes of the "
+            "others; set it to the number of classes over all clients"
+        )
+    return data.num_classes
+
+
 def graph_of(experiment: Experiment, client: int) -> Data:
     """Return the graph that one client learns on: its own, or under ``pooled`` that of all.
 
     The pooled graph is the whole one, cut edges included, or the disjoint union of graphs that
     came divided. All clients' training nodes train; the client's own validate and test.
     """
+    if isinstance(experiment.data, OwnData):
+        return _own_graph(experiment.data, num_classes_of(experiment), experiment.run.seed, client)
     clients = client_graphs(experiment)
     if experiment.strategy.name != "pooled":
         return clients.graphs[client]
@@ -84,11 +106,34 @@ def graph_of(experiment: Experiment, client: int) -> Data:
     return graph
 
 
+@lru_cache(maxsize=2)
+def _own_graph(data: OwnData, num_classes: int, seed: int, client: int) -> Data:
+    """Return the graph of a node that has nobody else's."""
+    graph = load_silo(data.own, root=data.root or None)
+    if int(graph.y.max()) >= num_classes:
+        node = int((graph.y >= num_classes).nonzero()[0])
+        raise DataError(
+            f"{data.own}: y[{node}] is {int(graph.y[node])}, but with data.num_classes = "
+            f"{num_classes} the classes are 0 to {num_classes - 1}"
+        )
+    return _split(graph, data, seed, client)
+
+
+def _split(graph: Data, data: DataTable, seed: int, client: int) -> Data:
+    masks = split_nodes(
+        graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", client)
+    )
+    graph.train_mask, graph.val_mask, graph.test_mask = masks
+    return graph
+
+
 @lru_cache(maxsize=1)
 def _union(data: DataTable, partition: Partition, seed: int) -> Data:
     """Return the graph of all clients' nodes, with their training nodes."""
     clients = _client_graphs(data, partition, seed)
-    union: Data = Batch.from_data_list(clients.graphs) if clients.whole is None else clients.whole
+    union = clients.whole
+    if union is None:
+        union = Batch.from_data_list(list(clients.graphs))
     train = torch.zeros(len(union.y), dtype=torch.bool)
     for nodes, graph in zip(clients.nodes, clients.graphs, strict=True):
         train[torch.from_numpy(nodes)] = graph.train_mask
@@ -97,6 +142,7 @@ def _union(data: DataTable, partition: Partition, seed: int) -> Data:
 
 @lru_cache(maxsize=2)
 def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
+    graphs: Sequence[Data]
     if partition.scheme == "natural":
         graphs, whole = _natural(data, partition), None
         report = natural_report(graphs)
@@ -104,30 +150,46 @@ def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGr
         nodes = np.split(np.arange(ends[-1]), ends[:-1])
     else:
         whole, nodes = _divide(data, partition, seed)
-        graphs = [subgraph(whole, part) for part in nodes]
+        graphs = Silos(whole, nodes)
         report = partition_report(whole, nodes)
-    num_classes = count_classes(graphs)
+    num_classes = count_classes(graphs if whole is None else [whole])
     if data.num_classes not in (0, num_classes):
         raise ConfigError(
             f"data.num_classes: {data.num_classes} was promised, but {data.source} holds "
             f"{num_classes} classes; correct the key or leave it at 0"
         )
-    for index, graph in enumerate(graphs):
-        masks = split_nodes(
-            graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", index)
-        )
-        graph.train_mask, graph.val_mask, graph.test_mask = masks
-    return ClientGraphs(graphs, num_classes, report, nodes, whole)
+    return ClientGraphs(_Split(graphs, data, seed), num_classes, report, nodes, whole)
+
+
+class _Split(Sequence[Data]):
+    """Graphs with the masks that their client's own stream draws, at every look the same."""
+
+    def __init__(self, graphs: Sequence[Data], data: DataTable, seed: int):
+        self._graphs, self._data, self._seed = graphs, data, seed
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @overload
+    def __getitem__(self, client: int) -> Data: ...
+    @overload
+    def __getitem__(self, client: slice) -> list[Data]: ...
+    def __getitem__(self, client: int | slice) -> Data | list[Data]:
+        if isinstance(client, slice):
+            return [self[one] for one in range(*client.indices(len(self)))]
+        return _split(self._graphs[client].clone(), self._data, self._seed, client % len(self))
 
 
 def _natural(data: DataTable, partition: Partition) -> list[Data]:
     if data.source in ("digits", "csbm") or ":" in data.source:
         raise ConfigError(
-            f"partition.scheme: 'natural' takes one graph per client from a folder of .npz files "
-            f"or one file of several graphs, but data.source = '{data.source}' is one graph; name "
-            "a folder or such a file, or choose dirichlet or louvain"
+            "partition.scheme: 'natural' takes one graph per client from a folder of .npz files, "
+            "one file of several graphs or several files, but data.source = "
+            f"'{data.source}' is one graph; name a folder or such files, or choose dirichlet or "
+            "louvain"
         )
-    return natural(load_silos(data.source, root=data.root or None), partition.clients)
+    source = data.source if len(data.paths) == 1 else data.paths
+    return natural(load_silos(source, root=data.root or None), partition.clients)
 
 
 def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[Data, list[np.ndarray]]:

@@ -5,11 +5,18 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners.albums import album_of, albums
-from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
+from federation.learners.base import (
+    Forward,
+    Penalty,
+    Projector,
+    drawn_for,
+    optimizer_for,
+    workbench,
+)
 from federation.learners.classification import ClassificationLearner
 from graphcl.images import ImageClassifier, ImageEncoder
 from graphcl.training import fit, select_device
@@ -42,25 +49,34 @@ class ImageLearner(ClassificationLearner):
         experiment: The whole experiment.
         partition: Which client this is.
         projector: Put between encoder and head, if the algorithm has one.
+        shared: Whether to work on a model that other clients of this process use, too.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("head",)
 
-    def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        partition: int,
+        projector: Projector | None = None,
+        *,
+        shared: bool = False,
+    ):
         self.config = experiment
         self.device = select_device(experiment.simulation.gpus_per_client)
         self.images, album = albums(experiment).whole, album_of(experiment, partition)
         self.num_classes = self.images.num_classes
         self.embedding_channels = experiment.model.embedding_channels
         self.rows = {split: album.rows[mask] for split, mask in album.masks.items()}
-        model = self.build(
-            experiment,
-            partition,
-            {"in-channels": self.images.x.size(1)},
-            self.num_classes,
-            projector,
-        ).to(self.device)
-        super().__init__(model, model.head)
+
+        def build() -> ImageClassifier:
+            channels = {"in-channels": self.images.x.size(1)}
+            model = self.build(experiment, partition, channels, self.num_classes, projector)
+            return model.to(self.device)
+
+        shape = (experiment, partition % len(experiment.encoder_names))
+        bench = workbench(shape if shared else None, build, self.new_optimizer)
+        super().__init__(bench, bench.model.head, lambda: build().state_dict())
 
     def facts(self) -> dict[str, int]:
         return {
@@ -69,8 +85,8 @@ class ImageLearner(ClassificationLearner):
             "num-classes": self.num_classes,
         }
 
-    def reset_optimizer(self) -> None:
-        self.optimizer = optimizer_for(self.model.parameters(), self.config.train)
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optimizer_for(model.parameters(), self.config.train)
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         def loss(rows: Tensor) -> dict[str, Tensor]:

@@ -5,12 +5,19 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
+from federation.learners.base import (
+    Forward,
+    Penalty,
+    Projector,
+    drawn_for,
+    optimizer_for,
+    workbench,
+)
 from federation.learners.classification import MaskedLearner
-from federation.learners.graphs import client_graphs, graph_of
+from federation.learners.graphs import graph_of, num_classes_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
 from graphcl.training import fit, select_device
 
@@ -22,27 +29,36 @@ class NodeLearner(MaskedLearner):
         experiment: The whole experiment.
         partition: Which client this is.
         projector: Put between encoder and head, if the algorithm has one.
+        shared: Whether to work on a model that other clients of this process use, too.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("head",)
+    model: NodeClassifier
 
     def __init__(
         self,
         experiment: Experiment,
         partition: int,
         projector: Projector | None = None,
+        *,
+        shared: bool = False,
     ):
         self.config = experiment
         device = select_device(experiment.simulation.gpus_per_client)
         data = graph_of(experiment, partition)
-        self.num_classes = client_graphs(experiment).num_classes
+        self.num_classes = num_classes_of(experiment)
         self.embedding_channels = experiment.model.embedding_channels
-        model = self.build(
-            experiment, partition, {"in-channels": data.num_features}, self.num_classes, projector
-        ).to(device)
-        super().__init__(model, model.head, data, device)
+
+        def build() -> NodeClassifier:
+            channels = {"in-channels": data.num_features}
+            model = self.build(experiment, partition, channels, self.num_classes, projector)
+            return model.to(device)
+
+        shape = (experiment, partition % len(experiment.encoder_names), data.num_features)
+        bench = workbench(shape if shared else None, build, self.new_optimizer)
+        super().__init__(bench, bench.model.head, data, device, lambda: build().state_dict())
         self.x: Tensor = data.x.to(device)
-        self.operator = model.encoder.operator(data.edge_index.to(device), self.x.size(0))
+        self.operator = self.model.encoder.operator(data.edge_index.to(device), self.x.size(0))
 
     def facts(self) -> dict[str, int]:
         return {
@@ -51,8 +67,8 @@ class NodeLearner(MaskedLearner):
             "num-classes": self.num_classes,
         }
 
-    def reset_optimizer(self) -> None:
-        self.optimizer = optimizer_for(self.model.parameters(), self.config.train)
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optimizer_for(model.parameters(), self.config.train)
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         def loss(split: str) -> dict[str, Tensor]:

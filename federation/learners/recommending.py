@@ -109,8 +109,8 @@ class RecommendLearner(LabelledLearner):
             **self.widths,
         }
 
-    def reset_optimizer(self) -> None:
-        self.optimizer = clip_gradients(optimizer_for(self.model.parameters(), self.config.train))
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return clip_gradients(optimizer_for(model.parameters(), self.config.train))
 
     def fit(self, penalty: Penalty) -> dict[str, float]:
         network = self.model.network

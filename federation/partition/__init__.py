@@ -9,11 +9,12 @@ from federation.partition.report import (
     natural_report,
     partition_report,
 )
-from federation.partition.silos import natural, subgraph
+from federation.partition.silos import Silos, natural, subgraph
 
 __all__ = [
     "ClientReport",
     "PartitionReport",
+    "Silos",
     "catalogues",
     "deal",
     "dirichlet",

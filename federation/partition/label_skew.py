@@ -216,4 +216,5 @@ def _parts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> 
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     owner = np.empty(len(labels), dtype=np.int64)
     owner[by_class] = np.repeat(np.tile(np.arange(num_clients), len(counts)), counts.ravel())
-    return [np.flatnonzero(owner == client) for client in range(num_clients)]
+    in_order = np.argsort(owner, kind="stable")
+    return np.split(in_order, np.cumsum(counts.sum(axis=0))[:-1])

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, K
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners import LEARNERS, Forward
+from federation.learners import LEARNERS, Forward, Learner
 from federation.learners.base import is_named
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
@@ -35,13 +35,16 @@ class WeightsExchange(Exchange):
     def keeps(cls, experiment: Experiment) -> bool:
         return experiment.strategy.name == "lgfedavg" or bool(personal_names(experiment))
 
+    def __init__(self, experiment: Experiment, learner: Learner):
+        super().__init__(experiment, learner)
+        self._shared = list(shared_weights(learner.model, experiment))
+
     def state(self) -> dict[str, Tensor]:
-        weights = self.learner.model.state_dict()
-        shared = shared_weights(self.learner.model, self.experiment)
-        return {name: value for name, value in weights.items() if name not in shared}
+        weights = self.learner.bench.weights.items()
+        return {name: value for name, value in weights if name not in self._shared}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.learner.load_weights({**self.learner.model.state_dict(), **state})
+        self.learner.load_weights({**self.learner.bench.weights, **state})
 
     def receive(self, content: RecordDict) -> None:
         received = to_tensors(content.array_records["arrays"])
@@ -63,9 +66,8 @@ class WeightsExchange(Exchange):
         return {"proximal": self.proximal_mu / 2 * square}
 
     def reply(self) -> RecordDict:
-        return RecordDict(
-            {"arrays": to_arrays(shared_weights(self.learner.model, self.experiment))}
-        )
+        weights = self.learner.bench.weights
+        return RecordDict({"arrays": to_arrays({name: weights[name] for name in self._shared})})
 
 
 def personal_names(experiment: Experiment) -> list[str]:

@@ -241,7 +241,9 @@ class SCFSGL(GraphForecaster):
         return shared + self.own(represented.own, represented.anchor)
 
     def forward(self, sample: Sample) -> Tensor:
-        return self.forecast_of(self.represent(sample), sample)
+        represented = self.represent(sample)
+        projected = represented._replace(fused=self.projector(represented.fused))
+        return self.forecast_of(projected, sample)
 
     def loss(self, sample: Sample) -> dict[str, Tensor]:
         represented = self.represent(sample)

@@ -6,7 +6,7 @@ without which no Message can be made, and the fields that a SuperLink fills in.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
@@ -64,6 +64,7 @@ class SimulatedGrid(Grid, ABC):
     def __init__(self, experiment: Experiment):
         self.run_config = experiment.flat()
         self.num_clients = experiment.partition.clients
+        self._together = experiment.simulation.batch_clients
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN, _RUN, _SERVER_NODE
@@ -79,6 +80,24 @@ class SimulatedGrid(Grid, ABC):
     @abstractmethod
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
         """Replace the states of clients."""
+
+    @abstractmethod
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        """Learn where all states can be read, so that not all need to stay in memory."""
+
+    def batched(self, messages: Sequence[Message]) -> bool:
+        """Say whether clients answer these messages as one batch."""
+        kinds = {message.metadata.message_type for message in messages}
+        return self._together > 0 and kinds == {MessageType.TRAIN}
+
+    def blocks(self, messages: Sequence[Message]) -> list[list[int]]:
+        """Return the positions of messages that are answered at once.
+
+        Who is in a block must not depend on how many workers there are, for the results do on it.
+        """
+        positions = sorted(range(len(messages)), key=lambda index: partition_of(messages[index]))
+        size = self._together if self.batched(messages) else 1
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
 
     def serve(self) -> None:
         """Run the ServerApp on this grid."""
@@ -141,16 +160,12 @@ def partition_of(message: Message) -> int:
 
 
 def client_context(
-    partition: int, run_config: Mapping[str, bool | int | float | str], num_clients: int
+    partition: int, run_config: dict[str, bool | int | float | str], num_clients: int
 ) -> Context:
     """Return the fresh context of a simulated node."""
     node_config = {"partition-id": partition, "num-partitions": num_clients}
-    return Context(_RUN, partition + 1, node_config, RecordDict(), dict(run_config))  # type: ignore[arg-type]
-
-
-def same_records(state: Mapping[str, object], before: Mapping[str, object]) -> bool:
-    """Say whether a client's state still holds the very records it held before."""
-    return state.keys() == before.keys() and all(state[name] is before[name] for name in state)
+    # Thousands of contexts share one configuration, which nobody writes to.
+    return Context(_RUN, partition + 1, node_config, RecordDict(), run_config)  # type: ignore[arg-type]
 
 
 def ailment_of(message: Message, experiment: Experiment) -> str:

@@ -3,12 +3,11 @@
 import time
 from collections.abc import Mapping
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from federation.client_app import app as client_app
-from federation.client_app import forget_learners
+from federation.client_app import forget_learners, train_together
 from federation.experiment import Experiment
-from federation.records import from_bytes, to_bytes
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
@@ -16,8 +15,8 @@ from simulations.carriers.base import (
     client_context,
     error_reply,
     partition_of,
-    same_records,
 )
+from simulations.carriers.contexts import Contexts
 
 
 class LocalGrid(SimulatedGrid):
@@ -26,14 +25,17 @@ class LocalGrid(SimulatedGrid):
     def __init__(self, experiment: Experiment):
         super().__init__(experiment)
         self._experiment = experiment
-        self.contexts = {
-            partition: client_context(partition, self.run_config, self.num_clients)
-            for partition in range(self.num_clients)
-        }
-        self._saved: dict[int, dict[str, object]] = {p: {} for p in self.contexts}
+        self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        return [self._answer(message) for message in messages]
+        if not self.batched(messages):
+            return [self._answer(message) for message in messages]
+        replies: dict[int, Message] = {}
+        for block in self.blocks(messages):
+            contexts = [self.contexts[partition_of(messages[position])] for position in block]
+            answers = train_together([messages[position] for position in block], contexts)
+            replies |= dict(zip(block, answers, strict=True))
+        return [replies[position] for position in range(len(messages))]
 
     def _answer(self, message: Message) -> Message:
         ailment = ailment_of(message, self._experiment)
@@ -44,17 +46,15 @@ class LocalGrid(SimulatedGrid):
         return client_app(message, self.contexts[partition_of(message)])
 
     def take_client_states(self) -> dict[int, bytes]:
-        changed = {}
-        for partition, context in self.contexts.items():
-            if not same_records(context.state, self._saved[partition]):
-                self._saved[partition] = dict(context.state)
-                changed[partition] = to_bytes(context.state)
-        return changed
+        return self.contexts.take_changed()
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
-        for partition, context in self.contexts.items():
-            context.state = from_bytes(states[partition]) if partition in states else RecordDict()
-            self._saved[partition] = dict(context.state)
+        self.contexts = Contexts(
+            lambda partition: client_context(partition, self.run_config, self.num_clients), states
+        )
+
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        self.contexts.stored = states
 
 
 class LocalCarrier(Carrier):

@@ -1,11 +1,13 @@
 """The Ray carrier: actors keep their clients' contexts, data and models from round to round.
 
-Partition p always goes to actor ``p mod actors``, all messages of a round in one call. Arrays that
-several messages share go to the object store once. An actor that dies is replaced, its clients'
-states are restored from the driver's copy and its batch is sent again, first as a whole, then
-message by message, so that a client which kills its process costs its own reply alone. Under
-``simulation.client_timeout`` every message is a call of its own, and one that takes longer ends
-with its actor, while the messages behind it are sent to the actor's successor.
+A client goes to the actor that had it last, unless others would then be done earlier, all messages
+of a round to an actor in one call. Arrays that several messages share go to the object store once.
+The driver has of every client what it keeps, in memory until it is stored and on disk from then on,
+and sends it along where the actor does not have it. An actor that dies is replaced and its batch is
+sent again, first as a whole, then message by message, so that a client which kills its process
+costs its own reply alone. Under ``simulation.client_timeout`` every message is a call of its own,
+and one that takes longer ends with its actor, while the messages behind it are sent to the actor's
+successor.
 """
 
 import copy
@@ -14,14 +16,13 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import ray
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from federation.experiment import Experiment, Scalar
-from federation.records import from_bytes, to_bytes
 from graphcl.errors import FederationError
 from simulations.carriers.base import (
     Carrier,
@@ -30,64 +31,111 @@ from simulations.carriers.base import (
     client_context,
     error_reply,
     partition_of,
-    same_records,
 )
-
-State = bytes | None  # None: as it was
+from simulations.carriers.contexts import Contexts
+from simulations.carriers.sharing import share_out
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+class Answer(NamedTuple):
+    """A reply, and what else an actor says of a client."""
+
+    reply: Message
+    state: bytes | None  # what the client keeps, where that changed
+    seconds: float
+
+
 class ClientActor:
-    """Holds the clients of some partitions in a process of its own."""
+    """Serves clients in a process of its own."""
 
     def __init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         # Imported here, so that the driver need not ship the application.
-        from federation.client_app import app, experiment_of, forget_learners
+        from federation.client_app import app, experiment_of, forget_learners, train_together
 
-        self._app, self._forget, self._experiment_of = app, forget_learners, experiment_of
-        self._contexts: dict[int, Context] = {}
+        self._app, self._train_together = app, train_together
+        self._forget, self._experiment_of = forget_learners, experiment_of
 
     def ready(self) -> None:
         """Answer once the process is up."""
 
-    def begin(
-        self, run_config: dict[str, Scalar], num_clients: int, states: dict[int, bytes]
-    ) -> None:
-        """Forget the clients of any earlier run and take over these states."""
+    def begin(self, run_config: dict[str, Scalar], num_clients: int) -> None:
+        """Forget the clients of any earlier run."""
         self._forget()
-        self._run_config, self._num_clients = run_config, num_clients
         self._experiment = self._experiment_of(run_config)
-        self._contexts = {
-            partition: self._context(partition, state) for partition, state in states.items()
-        }
+        self._dropped: list[int] = []
+        self._contexts = Contexts(
+            lambda partition: client_context(partition, run_config, num_clients),
+            stored={},
+            dropped=self._dropped.append,
+        )
 
     def handle(
-        self, messages: list[Message], stored: dict[str, Any]
-    ) -> list[tuple[Message, State]]:
-        """Answer messages in order; with each reply comes the client's state if it changed.
+        self,
+        messages: list[Message],
+        sizes: list[int],
+        states: dict[int, bytes | None],
+        stored: dict[str, Any],
+    ) -> tuple[list[Answer], list[int]]:
+        """Answer messages in order.
 
         Args:
-            messages: To clients of this actor.
+            messages: To any clients.
+            sizes: How many of them, one after the other, are answered as one batch; empty for none.
+            states: What clients keep, if anything, whose states this actor does not have.
             stored: References to the array records that all messages share, by name.
+
+        Returns:
+            The answers, and whose states this actor has let go.
         """
         shared = dict(zip(stored, ray.get(list(stored.values())), strict=True))
-        return [self._answer(message, shared) for message in messages]
+        own = {partition: state for partition, state in states.items() if state is not None}
+        self._contexts.stored = own
+        for partition in states:
+            self._contexts.forget(partition)  # of an earlier visit
+        self._contexts.pinned = {partition_of(message) for message in messages} - set(states)
+        if sizes:
+            return self._answer_together(messages, sizes, shared), []
+        answers = []
+        for message in messages:
+            answer = self._answer(message, shared)
+            if answer.state is not None:
+                own[partition_of(message)] = answer.state
+            answers.append(answer)
+        self._contexts.pinned = set()
+        self._contexts.stored = {}
+        dropped = self._dropped.copy()
+        self._dropped.clear()
+        return answers, dropped
 
-    def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> tuple[Message, State]:
-        partition = partition_of(message)
-        if partition not in self._contexts:
-            self._contexts[partition] = self._context(partition, None)
+    def _answer_together(
+        self, messages: list[Message], sizes: list[int], shared: dict[str, ArrayRecord]
+    ) -> list[Answer]:
+        """Answer messages of clients that keep nothing, in batches."""
+        answers: list[Answer] = []
+        for size in sizes:
+            started = time.perf_counter()
+            block = messages[len(answers) : len(answers) + size]
+            for message in block:
+                message.content = RecordDict({**message.content, **shared})
+            contexts = [self._contexts[partition_of(message)] for message in block]
+            replies = self._train_together(block, contexts)
+            seconds = (time.perf_counter() - started) / size
+            answers += [Answer(reply, None, seconds) for reply in replies]
+        return answers
+
+    def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> Answer:
+        started, partition = time.perf_counter(), partition_of(message)
         context = self._contexts[partition]
-        before = dict(context.state)
         if (ailment := ailment_of(message, self._experiment)) and not self._outlives(ailment):
-            return error_reply(message, f"fault plan: {ailment}"), None
+            return Answer(error_reply(message, f"fault plan: {ailment}"), None, 0.0)
         message.content = RecordDict({**message.content, **shared})
         reply = self._app(message, context)
-        return reply, None if same_records(context.state, before) else to_bytes(context.state)
+        state = self._contexts.take_changed().get(partition)
+        return Answer(reply, state, time.perf_counter() - started)
 
     def _outlives(self, ailment: str) -> bool:
         """Suffer a fault of the plan; return whether there is anything left to do."""
@@ -97,12 +145,6 @@ class ClientActor:
             time.sleep(1e9 if ailment == "hang" else self._experiment.faults.slow_seconds)
         return ailment == "slow"
 
-    def _context(self, partition: int, state: State) -> Context:
-        context = client_context(partition, self._run_config, self._num_clients)
-        if state is not None:
-            context.state = from_bytes(state)
-        return context
-
 
 class RayGrid(SimulatedGrid):
     """Delivers batches of messages to the actors of a pool."""
@@ -111,40 +153,78 @@ class RayGrid(SimulatedGrid):
         super().__init__(experiment)
         self._pool = pool
         self._client_timeout = experiment.simulation.client_timeout or None
-        self._states: dict[int, bytes] = {}
-        self._changed: set[int] = set()
-        for index in range(len(pool.actors)):
-            self._begin(index)
+        self._seconds: dict[str, dict[int, float]] = {}  # by kind of message and client
+        self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
         shared = _shared_arrays(messages)
         stored = {name: ray.put(record) for name, record in shared.items()}
-        batches: dict[int, list[int]] = {}
-        for position, message in enumerate(messages):
-            batches.setdefault(partition_of(message) % len(self._pool.actors), []).append(position)
+        together, batches = self.batched(messages), self._batches(messages)
         sent = [_without(message, shared) for message in messages]
         calls = {
-            actor: self._call(actor, self._pieces([sent[p] for p in positions]), stored)
-            for actor, positions in batches.items()
+            actor: self._call(
+                actor,
+                self._pieces(
+                    [sent[position] for block in blocks for position in block],
+                    [len(block) for block in blocks] if together else [],
+                ),
+                stored,
+            )
+            for actor, blocks in batches.items()
         }
         replies: dict[int, Message] = {}
-        for actor, positions in batches.items():
+        for actor, blocks in batches.items():
             answers = self._collect(actor, calls[actor], stored, deadline)
+            positions = [position for block in blocks for position in block]
             replies |= dict(zip(positions, answers, strict=True))
         return [replies[position] for position in range(len(messages))]
 
-    def _pieces(self, batch: list[Message]) -> list["_Piece"]:
+    def _batches(self, messages: list[Message]) -> dict[int, list[list[int]]]:
+        """Return the positions of the messages that go to each actor, in blocks."""
+        count, blocks = len(self._pool.actors), self.blocks(messages)
+        seconds = self._seconds.get(messages[0].metadata.message_type, {}) if messages else {}
+        clients = [[partition_of(messages[position]) for position in block] for block in blocks]
+        known = {
+            index: sum(seconds[p] for p in members)
+            for index, members in enumerate(clients)
+            if all(p in seconds for p in members)
+        }
+
+        def home(index: int) -> int:
+            first = clients[index][0]
+            return self._holder.get(first, (index if self.batched(messages) else first) % count)
+
+        batches: dict[int, list[list[int]]] = {}
+        for index, actor in share_out(range(len(blocks)), known, home, count).items():
+            batches.setdefault(actor, []).append(blocks[index])
+        return batches
+
+    def _pieces(self, batch: list[Message], sizes: list[int]) -> list["_Piece"]:
         """Return what of a batch is one call: all of it, unless every client is watched."""
         if self._client_timeout is None:
-            return [_Piece(batch)]
+            return [_Piece(batch, sizes)]
         return [_Piece([message]) for message in batch]
 
     def _call(
         self, actor: int, pieces: list["_Piece"], stored: Mapping[str, Any]
     ) -> list["_Piece"]:
         handle = self._pool.actors[actor].handle
-        return [replace(piece, call=handle.remote(piece.batch, dict(stored))) for piece in pieces]
+        called = []
+        for piece in pieces:
+            clients = map(partition_of, piece.batch)
+            # What an actor has now, a call before this one may make it drop.
+            alone = len(pieces) == 1
+            states = {
+                p: self._state(p) for p in clients if not (alone and self._holder.get(p) == actor)
+            }
+            called.append(
+                replace(piece, call=handle.remote(piece.batch, piece.sizes, states, dict(stored)))
+            )
+        return called
+
+    def _state(self, partition: int) -> bytes | None:
+        return self._states.get(partition) or self._stored.get(partition)
 
     def _collect(
         self,
@@ -160,7 +240,7 @@ class RayGrid(SimulatedGrid):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             limits = [limit for limit in (left, self._client_timeout) if limit is not None]
             try:
-                answers = ray.get(piece.call, timeout=min(limits, default=None))
+                answers, dropped = ray.get(piece.call, timeout=min(limits, default=None))
             except ray.exceptions.GetTimeoutError:
                 self._replace(actor)
                 over = deadline is not None and time.monotonic() >= deadline
@@ -177,24 +257,36 @@ class RayGrid(SimulatedGrid):
                 pieces = self._call(actor, again + rest, stored)
             else:
                 pieces = rest
-                for message, (reply, state) in zip(piece.batch, answers, strict=True):
-                    replies.append(reply)
-                    if state is not None:
-                        self._states[partition_of(message)] = state
-                        self._changed.add(partition_of(message))
+                replies += [answer.reply for answer in answers]
+                self._note(actor, piece.batch, answers, dropped)
         return replies
+
+    def _note(
+        self, actor: int, batch: list[Message], answers: list[Answer], dropped: list[int]
+    ) -> None:
+        """Keep what an actor says of clients beside their replies."""
+        for message, answer in zip(batch, answers, strict=True):
+            partition = partition_of(message)
+            self._holder[partition] = actor
+            self._seconds.setdefault(message.metadata.message_type, {})[partition] = answer.seconds
+            if answer.state is not None:
+                self._states[partition] = answer.state
+                self._changed.add(partition)
+        for partition in dropped:
+            if self._holder.get(partition) == actor:
+                del self._holder[partition]
 
     def _replace(self, actor: int) -> None:
         """Start a new actor in place of one that died or hangs."""
         self._pool.replace(actor)
+        for partition in [p for p, holder in self._holder.items() if holder == actor]:
+            del self._holder[partition]
         self._begin(actor)
         if self._client_timeout is not None:  # its start is nobody's work
             ray.get(self._pool.actors[actor].ready.remote())
 
     def _begin(self, actor: int) -> None:
-        count = len(self._pool.actors)
-        states = {p: state for p, state in self._states.items() if p % count == actor}
-        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients, states)
+        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients)
 
     def take_client_states(self) -> dict[int, bytes]:
         changed = {partition: self._states[partition] for partition in sorted(self._changed)}
@@ -202,10 +294,16 @@ class RayGrid(SimulatedGrid):
         return changed
 
     def put_client_states(self, states: Mapping[int, bytes]) -> None:
-        self._states = dict(states)
-        self._changed.clear()
+        self._stored = states
+        self._states: dict[int, bytes] = {}  # those that are not stored yet
+        self._changed: set[int] = set()
+        self._holder: dict[int, int] = {}  # the actor that has a client's state
         for actor in range(len(self._pool.actors)):
             self._begin(actor)
+
+    def rest_client_states(self, states: Mapping[int, bytes]) -> None:
+        self._stored = states
+        self._states = {partition: self._states[partition] for partition in self._changed}
 
 
 @dataclass(frozen=True)
@@ -214,19 +312,22 @@ class _Piece:
 
     Attributes:
         batch: The messages.
+        sizes: How many of them are answered as one batch each; empty for none.
         tried: Whether an actor died under them.
         call: The answers to come.
     """
 
     batch: list[Message]
+    sizes: list[int] = field(default_factory=list)
     tried: bool = False
     call: Any = None
 
     def smaller(self) -> list["_Piece"]:
         """Return what to try where an actor died: all again, then one by one, then nothing."""
         if not self.tried:
-            return [_Piece(self.batch, tried=True)]
-        singles = [_Piece([message], tried=True) for message in self.batch]
+            return [_Piece(self.batch, self.sizes, tried=True)]
+        alone = [1] if self.sizes else []
+        singles = [_Piece([message], alone, tried=True) for message in self.batch]
         return singles if len(singles) > 1 else []
 
 

@@ -175,7 +175,7 @@ def new_process():
     """Forget every learner, as a process that was killed and started again has."""
 
     def forget() -> None:
-        client_app._build.cache_clear()
+        client_app.forget_learners()
 
     forget()
     yield forget

@@ -427,6 +427,7 @@ def unlike_defaults() -> dict:
         "data.interactions.names": "user=user_id, item=item_id",
         "data.interactions.item_tables": "films.csv, books.csv",
         "data.interactions.category_separator": " ",
+        "data.interactions.categories": "a, b",
     }
 
 
@@ -439,7 +440,8 @@ def test_every_key_survives_flat_and_toml(tmp_path):
     kept = {key for key, default, _ in describe_keys() if flat[key] == default}
     # Pre-training has the CPU only, and neither masks nor buffers go with cohorts and faults.
     buffered = {"asynchrony.buffer", "asynchrony.concurrency"}
-    assert kept == {"simulation.gpus_per_client", "privacy.masking"} | buffered
+    alone = {"simulation.gpus_per_client", "simulation.batch_clients"}
+    assert kept == alone | {"privacy.masking"} | buffered
     assert all(isinstance(value, bool | int | float | str) for value in flat.values())
     assert Experiment.from_flat(flat) == experiment
     file = tmp_path / "again.toml"

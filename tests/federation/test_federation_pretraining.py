@@ -19,9 +19,17 @@ GATE = {**PRETRAIN, "strategy.personal_weights": "encoder.policy"}
 
 
 def swap_labels(monkeypatch, experiment) -> None:
-    """Give every node of client 1 another class, in place, for the rest of the test."""
-    graph = client_graphs(experiment).graphs[1]
-    monkeypatch.setattr(graph, "y", (graph.y + 1) % 3)
+    """Give every node of client 1 another class, for the rest of the test."""
+    graphs = type(client_graphs(experiment).graphs)
+    original = graphs.__getitem__
+
+    def swapped(self, client):
+        graph = original(self, client)
+        if client == 1:
+            graph.y = (graph.y + 1) % 3
+        return graph
+
+    monkeypatch.setattr(graphs, "__getitem__", swapped)
 
 
 def encoder_after_training(grid, partition: int = 1) -> dict[str, torch.Tensor]:

@@ -84,13 +84,37 @@ def test_clients_that_the_carrier_keeps_are_not_pretended(run):
 
 
 def test_only_changed_clients_are_rewritten_and_old_files_go(stored):
-    last = {"server-2.bin", "client-0-2.bin", "client-1-1.bin", "client-2-2.bin"}
-    before = {"server-1.bin", "client-0-1.bin", "client-1-1.bin"}
+    last = {"server-2.bin", "clients-2.bin"}
+    before = {"server-1.bin", "clients-1.bin"}  # client 1 still has its state there
     assert files(stored) == {"manifest.json", "previous.json"} | last | before
     stored.record([line(3)])
     stored.checkpoint(3, arrays(3.0), state(3.0), {1: b"one again"})
-    new = {"server-3.bin", "client-1-3.bin"}
-    assert files(stored) == {"manifest.json", "previous.json"} | last | new
+    new = {"server-3.bin", "clients-3.bin"}
+    both = {"manifest.json", "previous.json", "clients-1.bin"}  # the one before names it
+    assert files(stored) == both | last | new
+    stored.checkpoint(4, arrays(4.0), state(4.0), {})
+    assert "clients-1.bin" not in files(stored)
+
+
+def test_a_file_of_few_states_that_count_is_not_kept_for_them(run):
+    """Without this, a client that is never drawn again would keep a file of all others."""
+    run.checkpoint(1, arrays(1.0), state(1.0), {p: bytes([p]) * 100 for p in range(9)})
+    changed = {p: bytes([p + 10]) * 100 for p in range(8)}
+    run.checkpoint(2, arrays(2.0), state(2.0), changed)
+    run.checkpoint(3, arrays(3.0), state(3.0), {})
+    assert "clients-1.bin" not in files(run)
+    assert again(run).resume().clients == changed | {8: bytes([8]) * 100}
+
+
+def test_states_are_read_from_where_the_checkpoint_put_them(run):
+    first = run.checkpoint(1, arrays(1.0), state(1.0), {0: b"zero", 1: b"one"})
+    assert first == {0: b"zero", 1: b"one"}
+    second = run.checkpoint(2, arrays(2.0), state(2.0), {1: b"one again"})
+    assert second == {0: b"zero", 1: b"one again"}
+    spoil(run.path / "checkpoint" / "clients-2.bin", "damaged")
+    assert second[0] == b"zero"
+    with pytest.raises(FederationError, match=r"clients-2\.bin: damaged"):
+        second[1]
 
 
 def test_metrics_of_a_later_round_are_cut_off(stored):
@@ -119,7 +143,7 @@ def test_crash_before_the_manifest_leaves_the_round_before(stored, monkeypatch):
         patch.setattr(run_directory, "_write_atomically", cut)
         with pytest.raises(PowerCutError):
             stored.checkpoint(3, arrays(3.0), state(3.0), {0: b"unfinished", 1: b"unfinished"})
-    assert {"server-3.bin", "client-1-3.bin", "manifest.json.new"} <= files(stored)
+    assert {"server-3.bin", "clients-3.bin", "manifest.json.new"} <= files(stored)
     run = again(stored)
     checkpoint = run.resume()
     assert checkpoint.server_round == 2
@@ -130,7 +154,7 @@ def test_crash_before_the_manifest_leaves_the_round_before(stored, monkeypatch):
     assert checkpoint.clients == {0: b"zero again", 1: b"finished", 2: b"two"}
     assert to_tensors(checkpoint.arrays)["w"][0, 0] == 3.5
     assert run.lines()[-1]["accuracy"] == 0.75
-    assert {"manifest.json", "server-3.bin", "client-1-3.bin", "client-2-2.bin"} <= files(run)
+    assert {"manifest.json", "server-3.bin", "clients-3.bin", "clients-2.bin"} <= files(run)
     assert "server-1.bin" not in files(run)
 
 
@@ -141,12 +165,12 @@ def test_files_that_no_manifest_names_are_not_read(stored):
     assert again(stored).resume().server_round == 2
 
 
-@pytest.mark.parametrize("name", ["server-2.bin", "client-1-1.bin"])
+@pytest.mark.parametrize("name", ["server-2.bin", "clients-2.bin", "clients-1.bin"])
 @pytest.mark.parametrize("damage", ["missing", "damaged", "cut short"])
 def test_unusable_data_file_is_named_and_the_checkpoint_before_taken(stored, name, damage, caplog):
     path = stored.path / "checkpoint" / name
     spoil(path, damage)
-    if name == "client-1-1.bin":  # of both checkpoints
+    if name == "clients-1.bin":  # of both checkpoints
         with pytest.raises(FederationError, match=name.replace(".", r"\.")):
             again(stored).resume()
         return

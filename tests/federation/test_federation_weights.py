@@ -62,7 +62,10 @@ def test_penalty_is_half_mu_times_the_squared_distance(tiny):
     rng = torch.Generator().manual_seed(0)
     arrays = {k: torch.randn(v.shape, generator=rng) for k, v in model.state_dict().items()}
     learner = SimpleNamespace(
-        model=model, load_weights=model.load_state_dict, reset_optimizer=lambda: None
+        model=model,
+        bench=SimpleNamespace(weights=model.state_dict()),
+        load_weights=model.load_state_dict,
+        reset_optimizer=lambda: None,
     )
     exchange = WeightsExchange(tiny("fedprox"), learner)
     config = ConfigRecord({"proximal-mu": 0.3, "server-round": 1})

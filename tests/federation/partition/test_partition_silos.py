@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
-from federation.partition import dirichlet, natural, natural_report, partition_report, subgraph
+from federation.partition import (
+    Silos,
+    dirichlet,
+    natural,
+    natural_report,
+    partition_report,
+    subgraph,
+)
 from graphcl.datasets import contextual_sbm, split_nodes, validate
 from graphcl.errors import PartitionError
 
@@ -93,6 +100,9 @@ def test_nothing_is_lost_or_counted_twice(num_nodes, num_clients, homophily, see
     parts = dirichlet(data.y, num_clients, alpha=1.0, seed=seed)
     report = partition_report(data, parts)
     graphs = [subgraph(data, part) for part in parts]
+    for graph, cut in zip(graphs, Silos(data, parts), strict=True):
+        assert set(graph.keys()) == set(cut.keys())
+        assert all(torch.equal(graph[key], cut[key]) for key in graph.keys())  # noqa: SIM118
 
     assert report.edges == data.num_edges // 2
     assert sum(client.edges for client in report.clients) + report.cut_edges == report.edges
