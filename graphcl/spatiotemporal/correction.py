@@ -9,7 +9,7 @@ them (:mod:`federation.strategies.scfsgl`); alone, nothing is left that tells th
 
 It brings parts that follow what clients share and what is their own, where no one rule tells both
 (``tests/benchmarks/bench_recovery.py``).  It costs a second encoder, in a federation a copy of the
-network that is asked in training, and accuracy: one network for both parts often forecasts better.
+network that is asked in training, and may cost accuracy: one network may use either part for all.
 """
 
 from torch import Tensor, nn

@@ -48,7 +48,7 @@ class SCFSGLConfig(NetworkConfig):
         separation: What divides a shared and an own part: ``"conditional"``, masks conditioned on
             the round before, both parts decoded as one (the paper's); ``"transfer"``, such masks
             and an own part that corrects what the shared one forecasts alone (ours; it recovers
-            what clients share better, and often forecasts worse); ``"off"``, nothing (an ablation).
+            what clients share better, and may forecast worse); ``"off"``, nothing (an ablation).
         num_prototypes: Rows of the codebook, at least 2; 0 leaves it out.
         temperature: Of the alignment with the codebook.
         alignment_weight: Weight of that alignment.
