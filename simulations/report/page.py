@@ -1,5 +1,6 @@
 """The page of a run: its readings and plots in the template, written beside its files."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def _values(reading: RunReading) -> dict[str, Any]:
         "main": reading.runs[0],
         "experiment": reading.experiment,
         "client_rows": _client_rows(reading),
+        "most_rows": plots.MOST_ROWS,
         "score": reading.scores[0],
         "other_scores": reading.scores[1:],
         "best_value": _best_value(reading),
@@ -84,7 +86,13 @@ def _drawn(*drawn: plots.Plot | None) -> list[plots.Plot]:
 
 
 def _client_rows(reading: RunReading) -> list[ClientRow]:
+    """Return the rows of all clients, or of those that fare worst where there are too many."""
     examples = reading.test_examples
+    shown: Iterable[int] = range(reading.num_clients)
+    if reading.num_clients > plots.MOST_ROWS:
+        scores = reading.runs[0].client_scores
+        worst = sorted(scores, key=lambda client: (reading.scores[0].rank(scores[client]), client))
+        shown = worst[: plots.MOST_ROWS]
     return [
         ClientRow(
             client,
@@ -92,7 +100,7 @@ def _client_rows(reading: RunReading) -> list[ClientRow]:
             examples.get(client),
             tuple(run.client_scores.get(client) for run in reading.runs),
         )
-        for client in range(reading.num_clients)
+        for client in shown
     ]
 
 

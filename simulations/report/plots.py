@@ -16,6 +16,7 @@ from simulations.report.reading import RoundLine, RunReading, StrategyRun
 from simulations.report.units import scored, size
 
 _MANY_RUNS = 3  # beyond which validation curves would only confuse
+MOST_ROWS = 500  # of clients that are shown each on its own
 _MANY_CLIENTS = 25  # beyond which not every row has a label
 _MANY_CLASSES = 12  # beyond which cells are too narrow for numbers
 _FAR_APART = 20  # the ratio from which amounts need a logarithmic scale
@@ -120,6 +121,8 @@ def client_dots(reading: RunReading) -> Plot | None:
         return None
     score = reading.scores[0]
     count = reading.num_clients
+    if count > MOST_ROWS:
+        return _client_ranks(runs, score, count)
 
     def paint(axes: Axes) -> None:
         shifts = np.linspace(-0.2, 0.2, len(runs)) if len(runs) > 1 else [0.0]
@@ -150,15 +153,10 @@ def client_dots(reading: RunReading) -> Plot | None:
         axes.grid(axis="x")
         _client_rows(axes, reading)
 
-    worst = [
-        f"{run.name} client {run.worst_client[1]} with {scored(run.worst_client[0], score)}"
-        for run in runs
-        if run.worst_client
-    ]
     return draw(
         "clients",
         f"Test {score.label} of every client",
-        f"Test {score.label} of {count} clients. The worst: {'; '.join(worst)}.",
+        f"Test {score.label} of {count} clients. The worst: {_worst(runs, score)}.",
         f"One row per client{_row_names(reading)}, one mark per strategy at its best validation "
         f"round; the further {'right' if score.better == 'higher' else 'left'} the better, and a "
         "long line is a client to whom the choice matters.",
@@ -167,11 +165,45 @@ def client_dots(reading: RunReading) -> Plot | None:
     )
 
 
+def _client_ranks(runs: Sequence[StrategyRun], score: Score, count: int) -> Plot:
+    """Draw the scores of more clients than there could be rows, from the worst to the best."""
+
+    def paint(axes: Axes) -> None:
+        for run in runs:
+            scores = np.sort(list(run.client_scores.values()))
+            scores = scores if score.better == "higher" else scores[::-1]
+            shares = np.linspace(0, 1, len(scores))
+            points = np.linspace(0, len(scores) - 1, min(len(scores), MOST_ROWS)).round()
+            places = points.astype(int)
+            look = LOOKS[run.name]
+            axes.plot(100 * shares[places], scores[places], color=look.light, linewidth=1.7)
+        axes.set_xlabel("clients, % from the worst on")
+        _ticks(axes.yaxis, score)
+        axes.grid(axis="y")
+
+    return draw(
+        "clients",
+        f"Test {score.label} of all clients",
+        f"Test {score.label} of {count} clients. The worst: {_worst(runs, score)}.",
+        "All clients of a strategy at its best validation round, from the worst on the left to the "
+        "best: a point says how many percent of them do no better.",
+        paint,
+    )
+
+
+def _worst(runs: Sequence[StrategyRun], score: Score) -> str:
+    return "; ".join(
+        f"{run.name} client {run.worst_client[1]} with {scored(run.worst_client[0], score)}"
+        for run in runs
+        if run.worst_client
+    )
+
+
 def class_shares(reading: RunReading, partition: PartitionReport) -> Plot | None:
-    """Draw which classes every client holds; None where there are no classes."""
+    """Draw which classes every client holds; None without classes, or room for a row each."""
     counts = np.array([client.class_counts for client in partition.clients])
     num_clients, num_classes = counts.shape
-    if not num_classes:
+    if not num_classes or num_clients > MOST_ROWS:
         return None
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with_numbers = num_clients <= _MANY_CLIENTS and num_classes <= _MANY_CLASSES

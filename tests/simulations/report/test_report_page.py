@@ -89,6 +89,21 @@ def test_clients_are_listed_with_their_accuracies(family):
     ]
 
 
+def test_of_thousands_of_clients_the_worst_are_listed_and_the_page_stays_small(make_run, report):
+    def score(strategy, server_round, client):
+        return {"accuracy": client / 2000, "val_accuracy": 0.5, "test_loss": 1.0}
+
+    directory = make_run(clients=2000, rounds=1, scores_of=score)
+    page = report(directory)
+    assert "the 500 clients of 2000 that fare worst" in page.text
+    listed = [int(row[0]) for row in page.rows if row[0].isdigit() and "%" in row[-1]]
+    assert listed == list(range(500))
+    assert "the first 500 of 2000 clients" in page.text
+    assert "of all clients" in page.text
+    assert "Classes of every client" not in page.text
+    assert len(page.html) < 1_000_000
+
+
 def test_the_partition_is_listed_with_its_cut_edges(family):
     first, second = (row for row in family.rows if row[0] in "01" and "1.25" in row)
     assert first == ["0", "gcn", "18", "0", "1.25", DASH]
