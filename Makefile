@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_faults.py
 	$(BIN)/python tests/benchmarks/bench_softmax.py
 	$(BIN)/python tests/benchmarks/bench_recommend.py
+	$(BIN)/python tests/benchmarks/bench_deploy.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from torch import Tensor
 
-from federation.experiment import Experiment, Scalar
+from federation.experiment import Experiment, Scalar, load_experiment
 from federation.learners import LEARNERS, ImageLearner, NodeLearner
 from federation.learners.base import clear_benches, copied
 from federation.privacy.masking import hide, new_key
@@ -30,7 +30,7 @@ from graphcl.training import seed_everything
 
 app = ClientApp()
 
-_STATE = "learner"
+LEARNER = "learner"  # the record in which an exchange's state lies
 
 
 @app.query("hello")
@@ -38,8 +38,7 @@ def hello(message: Message, context: Context) -> Message:
     """Tell the server which partition this node holds and what its data look like."""
 
     def answer() -> RecordDict:
-        experiment = experiment_of(context.run_config)
-        partition = _partition(context, experiment)
+        experiment, partition = _seen_by(context)
         facts = _build(experiment, partition).learner.facts() | {"partition-id": partition}
         content = RecordDict({"facts": MetricRecord(dict(facts))})
         if experiment.masked:
@@ -162,7 +161,7 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     exchange = _exchange(context)
     experiment, learner = exchange.experiment, exchange.learner
-    stored = context.state.array_records.get(_STATE)
+    stored = context.state.array_records.get(LEARNER)
     # The learner still holds this very state where the last message came to the same process.
     keeps = exchange.keeps(experiment)
     if keeps and (stored is None or learner.holds is not stored):
@@ -174,7 +173,7 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
             state = exchange.state()
             for name, tensor in state.items():
                 check_finite(name, tensor)  # a node must not keep what it could not recover from
-            context.state[_STATE] = stored = to_arrays(state)
+            context.state[LEARNER] = stored = to_arrays(state)
         learner.holds = stored if keep or not exchange.mixes else None
     else:
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
@@ -182,13 +181,39 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
 
 def _exchange(context: Context) -> Exchange:
     """Return the node's exchange, its learner at the workbench in whatever state that is."""
-    experiment = experiment_of(context.run_config)
+    experiment, partition = _seen_by(context)
     threads = experiment.simulation.cpus_per_client
     if torch.get_num_threads() != threads:  # the number of threads decides the order of sums
         torch.set_num_threads(threads)
-    exchange = _build(experiment, _partition(context, experiment))
+    exchange = _build(experiment, partition)
     exchange.learner.take_bench()
     return exchange
+
+
+def _seen_by(context: Context) -> tuple[Experiment, int]:
+    """Return the experiment as a node knows it, and which partition it holds."""
+    experiment = experiment_of(context.run_config)
+    partition = _partition(context, experiment)
+    if config := context.node_config.get("config"):
+        _check_agreed(experiment, str(config))
+    if data := context.node_config.get("data"):  # on an edge node, where nobody else's data are
+        experiment = experiment.at_site(str(data))
+    return experiment, partition
+
+
+def _check_agreed(experiment: Experiment, config: str) -> None:
+    """Refuse to take part in another experiment than the one in this node's own file."""
+    differ = experiment.differing(_agreed(config))
+    if differ:
+        raise FederationError(
+            f"this site agreed to another experiment: the run differs in {', '.join(differ)} from "
+            f"{config}; give all sites the server's config.toml, once they have agreed to it"
+        )
+
+
+@lru_cache(maxsize=4)
+def _agreed(config: str) -> Experiment:
+    return load_experiment(config)
 
 
 _known: list[tuple[dict[str, Scalar], Experiment]] = []

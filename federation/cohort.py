@@ -3,8 +3,11 @@
 import math
 import time
 from collections.abc import Iterable, Mapping
+from logging import ERROR
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, MessageType, RecordDict
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -15,14 +18,26 @@ from graphcl.errors import FederationError
 from graphcl.training import numpy_rng
 
 
+@runtime_checkable
+class KnowsPartitions(Protocol):
+    """A grid that knows for itself which partition a node holds."""
+
+    def partitions(self) -> Mapping[int, int]:
+        """Return the partition of every known node: ``node id -> partition id``."""
+
+
 def discover(grid: Grid, experiment: Experiment) -> Facts:
     """Wait for all nodes, and ask each for its partition and the shape of its data.
+
+    A grid that knows its partitions may begin with ``run.min_success`` of them: a node whose data
+    are broken, or that is not there, is addressed in every round and takes part once it answers.
 
     Raises:
         FederationError: If nodes are missing, two claim one partition, or their data do not fit
             one another.
     """
-    nodes = _wait_for_nodes(grid, experiment)
+    known = grid.partitions() if isinstance(grid, KnowsPartitions) else None
+    nodes = _wait_for_nodes(grid, experiment, known is not None)
     messages = [
         Message(RecordDict(), dst_node_id=node, message_type=f"{MessageType.QUERY}.hello")
         for node in nodes
@@ -30,17 +45,18 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
     found: dict[int, int] = {}
     facts: dict[int, dict[str, int]] = {}
     keys: dict[int, bytes] = {}
+    absent: list[str] = []
     for reply in grid.send_and_receive(messages, timeout=experiment.run.timeout or None):
         node = reply.metadata.src_node_id
-        if reply.has_error():
-            raise FederationError(f"node {node} could not start: {reply.error.reason}")
-        told = {name: int(value) for name, value in reply.content["facts"].items()}  # type: ignore[arg-type]
+        try:
+            told = _told(reply, experiment, known)
+        except FederationError as error:
+            if known is None:
+                raise
+            log(ERROR, "%s", error)
+            absent.append(str(error))
+            continue
         partition = told["partition-id"]
-        if not 0 <= partition < experiment.partition.clients:
-            raise FederationError(
-                f"node {node} claims partition {partition}, which does not lie in "
-                f"0..{experiment.partition.clients - 1} (partition.clients)"
-            )
         if partition in facts:
             raise FederationError(
                 f"two nodes claim partition {partition}; give every node its own 'partition-id'"
@@ -49,30 +65,81 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         facts[partition] = told
         if experiment.masked:
             keys[partition] = bytes(reply.content.config_records["masking"]["public"])  # type: ignore[arg-type]
-    if len(facts) < experiment.partition.clients:
-        raise FederationError(
-            f"{len(facts)} of {experiment.partition.clients} nodes said hello within "
-            f"{experiment.run.timeout:g} s"
-        )
+    _check_enough(facts, absent, experiment, known is not None)
+    averaged = experiment.strategy.name in WEIGHT_STRATEGIES
+    for name in next(iter(facts.values())):
+        if name.endswith("-names"):
+            _agree(facts, name, averaged)
     return Facts(
-        nodes=dict(sorted(found.items(), key=lambda item: item[1])),
+        nodes=dict(sorted((known or found).items(), key=lambda item: item[1])),
         channels={
-            name: _agree(facts, name, experiment.strategy.name in WEIGHT_STRATEGIES)
+            name: _agree(facts, name, averaged)
             for name in next(iter(facts.values()))
             if name.endswith("-channels")
         },
         num_classes=_agree(facts, "num-classes", True),
         public_keys=keys,
-        samples={partition: told["num-examples"] for partition, told in facts.items()},
+        samples=_samples(facts, known),
     )
 
 
-def _wait_for_nodes(grid: Grid, experiment: Experiment) -> list[int]:
+def _samples(
+    facts: Mapping[int, Mapping[str, int]], known: Mapping[int, int] | None
+) -> dict[int, int]:
+    """Return the training samples of every partition; the mean for one that is not there yet."""
+    told = {partition: one["num-examples"] for partition, one in facts.items()}
+    mean = round(sum(told.values()) / len(told))
+    partitions = told if known is None else sorted(known.values())
+    return {partition: told.get(partition, mean) for partition in partitions}
+
+
+def _told(
+    reply: Message, experiment: Experiment, known: Mapping[int, int] | None
+) -> dict[str, int]:
+    """Return what a node told of itself.
+
+    Raises:
+        FederationError: If it could not start, or speaks for a partition that is not its own.
+    """
+    node = reply.metadata.src_node_id
+    if reply.has_error():
+        raise FederationError(f"node {node} could not start: {reply.error.reason}")
+    told = {name: int(value) for name, value in reply.content["facts"].items()}  # type: ignore[arg-type]
+    partition = told["partition-id"]
+    if not 0 <= partition < experiment.partition.clients:
+        raise FederationError(
+            f"node {node} claims partition {partition}, which does not lie in "
+            f"0..{experiment.partition.clients - 1} (partition.clients)"
+        )
+    if known is not None and known[node] != partition:
+        raise FederationError(
+            f"the node of partition {known[node]}, known by its key, claims partition {partition}"
+        )
+    return told
+
+
+def _check_enough(
+    facts: Mapping[int, object], absent: list[str], experiment: Experiment, known: bool
+) -> None:
+    clients = experiment.partition.clients
+    needed = clients
+    if known and not experiment.masked:
+        needed = max(1, math.ceil(experiment.run.min_success * clients))
+    if len(facts) < needed:
+        why = f" ({'; '.join(absent[:3])})" if absent else ""
+        raise FederationError(
+            f"{len(facts)} of {clients} nodes said hello within {experiment.run.timeout:g} s{why}"
+        )
+
+
+def _wait_for_nodes(grid: Grid, experiment: Experiment, known: bool) -> list[int]:
     """Poll until all nodes are there: a simulation starts before they are registered."""
     expected = experiment.partition.clients
     deadline = time.monotonic() + (experiment.run.timeout or math.inf)
     while len(nodes := list(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
+            if known and nodes:
+                break  # whether they are enough shows when they have said hello
             raise FederationError(
                 f"{len(nodes)} of partition.clients = {expected} nodes are connected after "
                 f"{experiment.run.timeout:g} s; start the others or lower partition.clients"

@@ -291,6 +291,17 @@ def _possible_outages(experiment: "Experiment") -> None:
             f"data.source: '{experiment.data.source}' holds no outages; use 'storms', a folder of "
             "CSV tables or an .npz file"
         )
+    paths = experiment.data.paths
+    if len(paths) > 1 and len(paths) != experiment.partition.clients:
+        raise ValueError(
+            f"partition.clients is {experiment.partition.clients}, but data.source lists "
+            f"{len(paths)} territories, one per client: set it to {len(paths)}"
+        )
+    if len(paths) > 1 and "pooled" in experiment.planned:
+        raise ValueError(
+            "strategy.name: 'pooled' has one network for all locations, but data.source lists "
+            "territories that came apart; leave 'pooled' out, or name one source"
+        )
     if "pooled" in experiment.planned and experiment.data.outages.newcomer:
         raise ValueError(
             "data.outages.newcomer: pooled training has all storms of all districts, so "

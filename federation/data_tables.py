@@ -96,6 +96,9 @@ class InteractionData(Table):
     category_separator: str = key(
         "", "what stands between the categories of an item, of which the first counts; empty = one"
     )
+    categories: Annotated[str, AfterValidator(listed)] = key(
+        "", "all categories that items may have, which edge nodes must know; empty = those there"
+    )
     min_events: int = key(
         1, "events that every user and every item has at least; the others are left out", ge=1
     )
@@ -115,6 +118,11 @@ class InteractionData(Table):
         return split_pairs(self.names)
 
     @property
+    def category_names(self) -> list[str]:
+        """What :attr:`categories` lists."""
+        return [name for name in self.categories.split(", ") if name]
+
+    @property
     def item_paths(self) -> list[str]:
         """What :attr:`item_tables` lists."""
         return [path for path in self.item_tables.split(", ") if path]
@@ -131,8 +139,9 @@ class DataTable(Table):
 
     source: str = key(
         "digits",
-        "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files or one "
-        "that holds several graphs; of outages: storms, a folder of CSV tables or an .npz file; "
+        "digits, csbm, pyg:CLASS/NAME, an .npz file, or (natural) a folder of .npz files, one "
+        "that holds several graphs, or several files, 'a.npz, b.npz'; of outages: storms, or "
+        "folders of CSV tables and .npz files, one to be divided or one of each client; "
         "of series: confounded, or .npz files and .toml descriptions, e.g. 'a.npz, b.toml'; of "
         "interactions: shoppers, or .npz, .csv or .csv.gz files; of images: digits, or .npz files "
         "and folders, a domain each over which the clients are dealt out, e.g. 'a.npz, b.npz'",
@@ -162,3 +171,14 @@ class DataTable(Table):
                 "nodes; their sum must stay below 1"
             )
         return self
+
+
+class OwnData(DataTable):
+    """The data as a node knows them that has its own alone; never read from a file."""
+
+    own: str
+
+    @property
+    def paths(self) -> list[str]:
+        """The one file or folder that is there."""
+        return [self.own]

@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
 from federation.combinations import check_combination
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OwnData
 from federation.device_tables import Asynchrony
 from federation.fault_tables import FaultTable
 from federation.keys import Table
@@ -38,6 +38,14 @@ from federation.tables import (
 from graphcl.errors import ConfigError
 
 Scalar = bool | int | float | str
+
+# The one key of the simulation that changes figures: sums are rounded in another order.
+_COUNTED = ("simulation.batch_clients",)
+# Where things lie, and how long to wait for whom.
+_INCIDENTAL = (
+    *("run.name", "run.directory", "run.compare", "run.timeout", "run.min_success"),
+    "data.root",
+)
 
 
 class Experiment(Table):
@@ -102,6 +110,38 @@ class Experiment(Table):
     def override(self, keys: Mapping[str, Scalar]) -> "Experiment":
         """Return this experiment with other values for some dotted keys."""
         return Experiment.from_flat({**self.flat(), **keys})
+
+    def at_site(self, data: str) -> "Experiment":
+        """Return this experiment as a node sees it that has its own data and nobody else's.
+
+        Args:
+            data: The node's file or folder, in place of what ``data.source`` lists.
+
+        Raises:
+            ConfigError: If a client cannot do with its own data alone.
+        """
+        if self.partition.scheme != "natural":
+            raise ConfigError(
+                f"partition.scheme: '{self.partition.scheme}' divides the data of all clients, but "
+                f"this node has its own alone ({data}); set it to 'natural'"
+            )
+        if self.strategy.name == "pooled":
+            raise ConfigError(
+                f"strategy.name: 'pooled' trains on the data of all clients, but this node has its "
+                f"own alone ({data}); choose another strategy"
+            )
+        return self.model_copy(update={"data": OwnData(**dict(self.data), own=data)})
+
+    def differing(self, other: "Experiment") -> list[str]:
+        """Return the keys in which two experiments differ that change figures, or what is sent."""
+        ours, theirs = self.flat(), other.flat()
+        return [
+            key
+            for key in ours
+            if ours[key] != theirs[key]
+            and key not in _INCIDENTAL
+            and (key in _COUNTED or not key.startswith("simulation."))
+        ]
 
     def flat(self) -> dict[str, Scalar]:
         """Return all keys, dotted, as Flower's ``run_config`` holds them."""

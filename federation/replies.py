@@ -44,6 +44,7 @@ class Exchanged:
     bytes_up: dict[int, int] = field(default_factory=dict)
     faults: RoundFaults = field(default_factory=RoundFaults)
     staleness: dict[int, int] = field(default_factory=dict)
+    _addressed: dict[int, Message] = field(default_factory=dict, init=False)
 
     @property
     def grid(self) -> Grid:
@@ -60,28 +61,35 @@ class Exchanged:
 
     def send(self, messages: Iterable[Message]) -> None:
         """Send a strategy's messages and collect the replies, ordered by partition."""
+        sent = self.outgoing(messages)
+        self.take(self.whole_grid.send_and_receive(sent, timeout=self.timeout or None))
+
+    def outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        """Return those of a strategy's messages that go out, measured."""
         sizes: dict[int, int] = {}  # a content shared by many messages is measured once
-        addressed = {
+        self._addressed = {
             self.facts.nodes[message.metadata.dst_node_id]: message for message in messages
         }
-        sent = {p: message for p, message in addressed.items() if self.faults.reaches(p)}
+        sent = {p: message for p, message in self._addressed.items() if self.faults.reaches(p)}
         for partition, message in sent.items():
             key = id(message.content)
             sizes[key] = sizes.get(key) or num_bytes(message.content)
             self.bytes_down[partition] = sizes[key]
-        timeout = self.timeout or None
-        replies = self.whole_grid.send_and_receive(list(sent.values()), timeout=timeout)
+        return list(sent.values())
+
+    def take(self, replies: Iterable[Message]) -> None:
+        """Take in the replies to what :meth:`outgoing` returned, ordered by partition."""
         by_partition = {self.facts.nodes[reply.metadata.src_node_id]: reply for reply in replies}
         for partition in self.cohort:
             reply = by_partition.get(partition)
-            if partition in addressed and partition not in sent:
+            if partition in self._addressed and partition not in self.bytes_down:
                 self.reasons[partition] = self.faults.reason(partition)
             elif reply is None:
                 self.reasons[partition] = f"no reply within {self.timeout:g} s"
             elif reply.has_error():
                 self.reasons[partition] = reply.error.reason or f"error {reply.error.code}"
             else:
-                self._receive(partition, sent[partition], reply)
+                self._receive(partition, self._addressed[partition], reply)
 
     def _receive(self, partition: int, sent: Message, reply: Message) -> None:
         """Take in what the faults leave of a client's reply."""

@@ -6,7 +6,9 @@ client of every round.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -21,12 +23,50 @@ from federation.learners import LEARNERS
 from federation.privacy.accountant import spent
 from federation.records import to_arrays
 from federation.replies import Exchanged
-from federation.run_directory import Checkpoint, KeepsClientStates, RunDirectory
-from federation.scores import SCORES
+from federation.run_directory import Checkpoint, KeepsClientStates, Line, RunDirectory
+from federation.scores import SCORES, Score
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import MessageStrategy
 from federation.strategies.weights import first_weights
 from graphcl.errors import FederationError
+
+
+@runtime_checkable
+class DefersMessages(Protocol):
+    """A grid on which messages can wait, and go out with the next ones to the same nodes."""
+
+    def defer(self, messages: list[Message], then: Callable[[list[Message]], None]) -> None:
+        """Keep messages back; their replies go to a function before others are handed out."""
+
+    def settle(self, timeout: float | None) -> None:
+        """Send what still waits."""
+
+
+@dataclass(frozen=True)
+class _Round:
+    """A round whose aggregate is there and whose evaluation may be under way."""
+
+    grid: Grid
+    server_round: int
+    train: Exchanged
+    arrays: ArrayRecord
+    state: RecordDict
+    changed: dict[int, bytes] | None
+    told: Line
+
+    def close(
+        self,
+        run: RunDirectory,
+        evaluation: Exchanged | None,
+        scores: Sequence[Score],
+        seconds: float,
+    ) -> None:
+        """Put the round on record."""
+        line = round_line(self.server_round, self.train, evaluation, scores, seconds) | self.told
+        run.record([*client_lines(self.server_round, self.train, evaluation, scores), line])
+        stored = run.checkpoint(self.server_round, self.arrays, self.state, self.changed)
+        if stored is not None and isinstance(self.grid, KeepsClientStates):
+            self.grid.rest_client_states(stored)
 
 
 def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
@@ -54,17 +94,18 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
             raise FederationError(_too_few(server_round, train, experiment))
         aggregated, _ = strategy.aggregate_train(server_round, train.good)
         arrays = arrays if aggregated is None else aggregated
-        evaluation = _evaluate(grid, experiment, facts, strategy, server_round, arrays)
-        seconds = time.perf_counter() - started
-        line = round_line(server_round, train, evaluation, scores, seconds)
-        if experiment.asynchrony.timed:
-            line["virtual_seconds"] = clock.now
-        run.record([*client_lines(server_round, train, evaluation, scores), line])
-        changed = grid.take_client_states() if isinstance(grid, KeepsClientStates) else None
-        state = RecordDict({**_strategy_state(strategy), **faults.state(), **clock.state()})
-        stored = run.checkpoint(server_round, arrays, state, changed)
-        if stored is not None and isinstance(grid, KeepsClientStates):
-            grid.rest_client_states(stored)
+        done = _Round(
+            grid,
+            server_round,
+            train,
+            arrays,
+            RecordDict({**_strategy_state(strategy), **faults.state(), **clock.state()}),
+            grid.take_client_states() if isinstance(grid, KeepsClientStates) else None,
+            {"virtual_seconds": clock.now} if experiment.asynchrony.timed else {},
+        )
+        _evaluate(grid, experiment, facts, strategy, run, done, started)
+    if isinstance(grid, DefersMessages):
+        grid.settle(experiment.run.timeout or None)
     server = RecordDict({"arrays": arrays, **_strategy_state(strategy)})
     summary = summarise(experiment, run.lines()) | spent(experiment, run.releases())
     run.finish(summary, server)
@@ -148,19 +189,32 @@ def _evaluate(
     experiment: Experiment,
     facts: Facts,
     strategy: Strategy,
-    server_round: int,
-    arrays: ArrayRecord,
-) -> Exchanged | None:
-    """Let all clients evaluate, in the rounds in which that is due."""
-    run = experiment.run
-    if server_round % run.evaluate_every and server_round != run.rounds:
-        return None
-    evaluation = Exchanged(grid, facts, list(facts.nodes.values()), run.timeout)
-    evaluation.send(
-        strategy.configure_evaluate(server_round, arrays, ConfigRecord(), evaluation.grid)
+    run: RunDirectory,
+    done: _Round,
+    started: float,
+) -> None:
+    """Let all clients evaluate, in the rounds in which that is due, and close the round."""
+    scores, timeout = SCORES[experiment.task.name], experiment.run.timeout
+    last = done.server_round == experiment.run.rounds
+    if done.server_round % experiment.run.evaluate_every and not last:
+        done.close(run, None, scores, time.perf_counter() - started)
+        return
+    evaluation = Exchanged(grid, facts, list(facts.nodes.values()), timeout)
+    messages = evaluation.outgoing(
+        strategy.configure_evaluate(done.server_round, done.arrays, ConfigRecord(), evaluation.grid)
     )
-    evaluation.check_evaluation(SCORES[experiment.task.name][0])
-    return evaluation
+
+    def close(replies: Iterable[Message], seconds: float) -> None:
+        evaluation.take(replies)
+        evaluation.check_evaluation(scores[0])
+        done.close(run, evaluation, scores, seconds)
+
+    if isinstance(grid, DefersMessages):
+        seconds = time.perf_counter() - started
+        grid.defer(messages, lambda replies: close(replies, seconds))
+    else:
+        replies = grid.send_and_receive(messages, timeout=timeout or None)
+        close(replies, time.perf_counter() - started)
 
 
 def _restore(grid: Grid, experiment: Experiment, run: RunDirectory) -> Checkpoint | None:

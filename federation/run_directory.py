@@ -306,7 +306,22 @@ class RunDirectory:
                 f"{self.metrics}: {written} bytes, but the checkpoint vouches for "
                 f"{manifest.metrics_bytes}; start the run anew"
             )
-        folder = path.parent
+        checkpoint = self._load(manifest)
+        with self.metrics.open("r+b") as file:  # last: a damaged checkpoint must not cut anything
+            file.truncate(manifest.metrics_bytes)
+        return checkpoint
+
+    def latest(self) -> Checkpoint | None:
+        """Return the last checkpoint and change nothing.
+
+        Raises:
+            FederationError: If a file of the checkpoint is missing or damaged.
+        """
+        manifest = self._read_manifest(self._manifest)
+        return None if manifest is None else self._load(manifest)
+
+    def _load(self, manifest: _Manifest) -> Checkpoint:
+        folder = self._manifest.parent
         server = from_bytes(_load(folder, manifest.server))
         strategy = RecordDict(
             {
@@ -319,8 +334,6 @@ class RunDirectory:
         if manifest.clients is not None:
             clients = StoredStates(folder, manifest.clients)
             clients.check()
-        with self.metrics.open("r+b") as file:  # last: a damaged checkpoint must not cut anything
-            file.truncate(manifest.metrics_bytes)
         return Checkpoint(manifest.round, server.array_records["arrays"], strategy, clients)
 
     def finish(self, summary: Mapping[str, Any], server: RecordDict) -> str:

@@ -227,8 +227,10 @@ class Forecast(Table):
     )
     num_layers: int = key(_FORECAST.num_layers, "blocks of the temporal side", ge=1)
     hops: int = key(_FORECAST.hops, "steps along the graph, in each direction", ge=1)
-    separation: Literal["conditional", "off"] = key(
-        _FORECAST.separation, "shared and own factors by a mask conditioned on the round before"
+    separation: Literal["conditional", "transfer", "off"] = key(
+        _FORECAST.separation,
+        "what divides shared and own factors: conditional = masks from the round before, transfer "
+        "= these, and an own part that corrects what the shared one forecasts alone, off = nothing",
     )
     num_prototypes: int = key(
         _FORECAST.num_prototypes, "rows of the codebook, at least 2; 0 = no codebook", ge=0

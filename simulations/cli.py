@@ -15,7 +15,7 @@ from federation.experiment import Experiment, Scalar, describe_keys, load_experi
 from federation.learners import Clients, Sites
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
-from simulations import outage_command, recommend_command, terminal
+from simulations import deploy_command, outage_command, recommend_command, terminal
 from simulations.audit_command import audit
 from simulations.compare_command import compare
 from simulations.probe_command import probe
@@ -108,6 +108,7 @@ app.command()(probe)
 app.command()(audit)
 app.command()(compare)
 app.command()(sweep)
+app.add_typer(deploy_command.app, name="deploy")
 app.add_typer(outage_command.app, name="outage")
 app.add_typer(recommend_command.app, name="recommend")
 
@@ -125,8 +126,12 @@ def keys(
         bool,
         typer.Option("--recommend", help="Of a recommend file, as graphcl recommend reads it."),
     ] = False,
+    sites_file: Annotated[
+        bool, typer.Option("--sites", help="Of a sites.toml, as graphcl deploy init reads it.")
+    ] = False,
 ) -> None:
-    """List every key of an experiment, probe, outage or recommend file: default and meaning."""
+    """List every key of an experiment, probe, outage, recommend or sites file, with its meaning."""
+    from federation.deploy.sites import describe_site_keys
     from simulations.outages import describe_outage_keys
     from simulations.probe import describe_probe_keys
     from simulations.recommendations import describe_recommend_keys
@@ -135,11 +140,13 @@ def keys(
         (probe_file, describe_probe_keys),
         (outage_file, describe_outage_keys),
         (recommend_file, describe_recommend_keys),
+        (sites_file, describe_site_keys),
     ]
     chosen = [describe for asked, describe in kinds if asked]
     if len(chosen) > 1:
         raise ConfigError(
-            "--probe, --outage and --recommend each list the keys of one kind of file: choose one"
+            "--probe, --outage, --recommend and --sites each list the keys of one kind of file: "
+            "choose one"
         )
     described = chosen[0]() if chosen else describe_keys()
     listing = Table("key", "default", "meaning", box=None)

@@ -142,8 +142,9 @@ class Learner(ABC):
     def facts(self) -> dict[str, int]:
         """Return what the server must know to plan: sample, feature and class counts.
 
-        ``num-examples``, ``num-classes``, and the widths of inputs under names that end in
-        ``-channels``.
+        ``num-examples``, ``num-classes``, the widths of inputs under names that end in
+        ``-channels``, and, under names that end in ``-names``, a hash of what must be called alike
+        everywhere before weights can be averaged.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from federation.learners.base import (
     optimizer_for,
 )
 from federation.learners.probe import fit_probe
-from federation.learners.sites import sites
+from federation.learners.sites import sites, splits_of
 from federation.scores import HORIZONS
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.datasets import SpatioTemporalSeries, Windows
@@ -39,6 +39,7 @@ _OWN = (
     "network.calendar",
     "network.profile",
     "network.encoder.node",
+    "network.own.encoder.node",
     "network.previous",
 )
 
@@ -52,7 +53,7 @@ class ForecastNetwork(Projected):
         """Return representations, ``fused`` behind the projector, and forecasts from them."""
         represented = self.network.represent(sample)
         represented = represented._replace(fused=self.projector(represented.fused))
-        return represented, self.network.decode(represented.fused, represented.anchor)
+        return represented, self.network.forecast_of(represented, sample)
 
 
 class ForecastLearner(LabelledLearner):
@@ -78,16 +79,19 @@ class ForecastLearner(LabelledLearner):
         "network.hidden",
         "network.usual",
         "network.out",
+        "network.own.gate",
+        "network.own.hidden",
+        "network.own.usual",
+        "network.own.out",
     )
     model: ForecastNetwork
 
     def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
         self.config = experiment
-        clients = sites(experiment)
-        pooled = experiment.strategy.name == "pooled"
-        splits = _splits(experiment, partition)
+        splits = splits_of(experiment, partition)
         # Under pooled training a client's network sees all sensors and is asked about its own.
-        self.asked: Tensor | slice = clients.nodes[partition] if pooled else slice(None)
+        pooled = experiment.strategy.name == "pooled"
+        self.asked: Tensor | slice = sites(experiment).nodes[partition] if pooled else slice(None)
         self.num_classes = max(1, experiment.forecast.num_prototypes)
         self.embedding_channels = experiment.model.embedding_channels
         self.supervised = experiment.strategy.name in PROTOTYPE_STRATEGIES
@@ -245,7 +249,7 @@ class ForecastLearner(LabelledLearner):
         seed, pooled = experiment.run.seed, experiment.strategy.name == "pooled"
         network = _network(experiment, seed, _nowhere())
         if pooled or client != "server":
-            train = _splits(experiment, client)["train"]
+            train = splits_of(experiment, 0 if client == "server" else int(client))["train"]
             shared = network.state_dict()
             network = _network(experiment, derive_seed(seed, "sensors", client), train)
             kept = {n: v for n, v in shared.items() if not is_named(f"network.{n}", _OWN)}
@@ -255,13 +259,6 @@ class ForecastLearner(LabelledLearner):
         with drawn_for(experiment, client):
             width = experiment.model.embedding_channels
             return ForecastNetwork(network, None if projector is None else projector(width))
-
-
-def _splits(experiment: Experiment, client: int | str) -> dict[str, SpatioTemporalSeries]:
-    """Return the parts that a client trains and is evaluated on."""
-    clients = sites(experiment)
-    pooled = experiment.strategy.name == "pooled"
-    return clients.whole if pooled and clients.whole else clients.splits[int(client)]
 
 
 def _network(experiment: Experiment, seed: int, train: SpatioTemporalSeries) -> SCFSGL:

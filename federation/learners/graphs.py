@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
 from federation.partition import (
     PartitionReport,
@@ -28,10 +28,11 @@ from graphcl.datasets import (
     count_classes,
     digits_graph,
     load,
+    load_silo,
     load_silos,
     split_nodes,
 )
-from graphcl.errors import ConfigError, PartitionError
+from graphcl.errors import ConfigError, DataError, PartitionError
 from graphcl.training import derive_seed
 
 
@@ -68,12 +69,31 @@ def client_graphs(experiment: Experiment) -> ClientGraphs:
     return _client_graphs(experiment.data, experiment.partition, experiment.run.seed)
 
 
+def num_classes_of(experiment: Experiment) -> int:
+    """Return the number of classes over all clients.
+
+    Raises:
+        ConfigError: If it is not to be had: a node that has its own data alone must be told.
+    """
+    data = experiment.data
+    if not isinstance(data, OwnData):
+        return client_graphs(experiment).num_classes
+    if not data.num_classes:
+        raise ConfigError(
+            "data.num_classes: this node has its own data alone and cannot know the classes of the "
+            "others; set it to the number of classes over all clients"
+        )
+    return data.num_classes
+
+
 def graph_of(experiment: Experiment, client: int) -> Data:
     """Return the graph that one client learns on: its own, or under ``pooled`` that of all.
 
     The pooled graph is the whole one, cut edges included, or the disjoint union of graphs that
     came divided. All clients' training nodes train; the client's own validate and test.
     """
+    if isinstance(experiment.data, OwnData):
+        return _own_graph(experiment.data, num_classes_of(experiment), experiment.run.seed, client)
     clients = client_graphs(experiment)
     if experiment.strategy.name != "pooled":
         return clients.graphs[client]
@@ -83,6 +103,27 @@ def graph_of(experiment: Experiment, client: int) -> Data:
     for split in ("val_mask", "test_mask"):
         graph[split] = torch.zeros_like(union.train_mask)
         graph[split][nodes] = clients.graphs[client][split]
+    return graph
+
+
+@lru_cache(maxsize=2)
+def _own_graph(data: OwnData, num_classes: int, seed: int, client: int) -> Data:
+    """Return the graph of a node that has nobody else's."""
+    graph = load_silo(data.own, root=data.root or None)
+    if int(graph.y.max()) >= num_classes:
+        node = int((graph.y >= num_classes).nonzero()[0])
+        raise DataError(
+            f"{data.own}: y[{node}] is {int(graph.y[node])}, but with data.num_classes = "
+            f"{num_classes} the classes are 0 to {num_classes - 1}"
+        )
+    return _split(graph, data, seed, client)
+
+
+def _split(graph: Data, data: DataTable, seed: int, client: int) -> Data:
+    masks = split_nodes(
+        graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", client)
+    )
+    graph.train_mask, graph.val_mask, graph.test_mask = masks
     return graph
 
 
@@ -136,21 +177,19 @@ class _Split(Sequence[Data]):
     def __getitem__(self, client: int | slice) -> Data | list[Data]:
         if isinstance(client, slice):
             return [self[one] for one in range(*client.indices(len(self)))]
-        graph = self._graphs[client].clone()
-        shares = self._data.train_ratio, self._data.val_ratio
-        seed = derive_seed(self._seed, "split", client % len(self))
-        graph.train_mask, graph.val_mask, graph.test_mask = split_nodes(graph.y, *shares, seed=seed)
-        return graph
+        return _split(self._graphs[client].clone(), self._data, self._seed, client % len(self))
 
 
 def _natural(data: DataTable, partition: Partition) -> list[Data]:
     if data.source in ("digits", "csbm") or ":" in data.source:
         raise ConfigError(
-            f"partition.scheme: 'natural' takes one graph per client from a folder of .npz files "
-            f"or one file of several graphs, but data.source = '{data.source}' is one graph; name "
-            "a folder or such a file, or choose dirichlet or louvain"
+            "partition.scheme: 'natural' takes one graph per client from a folder of .npz files, "
+            "one file of several graphs or several files, but data.source = "
+            f"'{data.source}' is one graph; name a folder or such files, or choose dirichlet or "
+            "louvain"
         )
-    return natural(load_silos(data.source, root=data.root or None), partition.clients)
+    source = data.source if len(data.paths) == 1 else data.paths
+    return natural(load_silos(source, root=data.root or None), partition.clients)
 
 
 def _divide(data: DataTable, partition: Partition, seed: int) -> tuple[Data, list[np.ndarray]]:

@@ -17,7 +17,7 @@ from federation.learners.base import (
     workbench,
 )
 from federation.learners.classification import MaskedLearner
-from federation.learners.graphs import client_graphs, graph_of
+from federation.learners.graphs import graph_of, num_classes_of
 from graphcl.nodes import NodeClassifier, NodeEncoder
 from graphcl.training import fit, select_device
 
@@ -46,7 +46,7 @@ class NodeLearner(MaskedLearner):
         self.config = experiment
         device = select_device(experiment.simulation.gpus_per_client)
         data = graph_of(experiment, partition)
-        self.num_classes = client_graphs(experiment).num_classes
+        self.num_classes = num_classes_of(experiment)
         self.embedding_channels = experiment.model.embedding_channels
 
         def build() -> NodeClassifier:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import ClassVar
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from federation.learners.base import (
     optimizer_for,
 )
 from federation.learners.probe import fit_probe
-from federation.learners.territories import territories
+from federation.learners.territories import territory_of
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.metrics import mean_absolute_error, morisita_horn, root_mean_squared_error
 from graphcl.outages import NUM_SEVERITIES, SAHGNN, SAHGNNConfig, severity
@@ -58,12 +59,10 @@ class OutageLearner(LabelledLearner):
 
     def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
         self.config = experiment
-        clients = territories(experiment)
-        pooled = experiment.strategy.name == "pooled"
-        own = clients.locations[partition]
-        events = clients.whole if pooled else clients.whole.at(own)
+        territory = territory_of(experiment, partition)
+        events = territory.events
         # Under pooled training a client's network sees all locations and is asked about its own.
-        self.asked: Tensor | slice = own if pooled else slice(None)
+        self.asked: Tensor | slice = territory.asked
         self.num_classes, self.embedding_channels = (
             NUM_SEVERITIES,
             experiment.model.embedding_channels,
@@ -73,13 +72,11 @@ class OutageLearner(LabelledLearner):
             "static-channels": len(events.static_names),
             "weather-channels": len(events.weather_names),
         }
-        newcomer = clients.names[partition] == experiment.data.outages.newcomer
-        train = clients.newcomer_events if newcomer else clients.splits["train"]
+        self.names = crc32("\n".join((*events.static_names, *events.weather_names)).encode())
         model = self.build(experiment, partition, self.widths, self.num_classes, projector)
         storms = model.network.prepare(events)
         self.storms = {
-            split: storms.of(torch.tensor(which))
-            for split, which in {**clients.splits, "train": train}.items()
+            split: storms.of(torch.tensor(which)) for split, which in territory.splits.items()
         }
         model.network.fit_scales(self.storms["train"])
         self.head = nn.Linear(self.embedding_channels, self.num_classes)
@@ -89,6 +86,7 @@ class OutageLearner(LabelledLearner):
         return {
             "num-examples": self.storms["train"].outages.numel(),
             "num-classes": self.num_classes,
+            "feature-names": self.names,
             **self.widths,
         }
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
 from federation.learners.union import ranges, side_by_side
 from federation.partition import PartitionReport, catalogues, deal, events_report
@@ -20,6 +21,8 @@ from graphcl.datasets import (
     InteractionSplit,
     ItemGroups,
     load_interactions,
+    locate,
+    only_file,
     simulate_interactions,
 )
 from graphcl.errors import ConfigError, DataError
@@ -82,7 +85,7 @@ def platforms(experiment: Experiment) -> Platforms:
     """
     found = _platforms(experiment.data, experiment.partition, experiment.run.seed)
     if experiment.planned & set(PROTOTYPE_STRATEGIES):
-        _check_classes(found, experiment.data.source)
+        _check_classes(found, experiment.data)
     return found
 
 
@@ -92,6 +95,8 @@ def platform_of(experiment: Experiment, client: int) -> Platform:
     Pooled platforms put their users side by side, and where each has a catalogue of its own their
     items too.  Each is asked about its own users, and ranks what it offers itself.
     """
+    if isinstance(experiment.data, OwnData):
+        return platforms(experiment).platforms[0]
     if experiment.strategy.name == "pooled":
         return _pooled(experiment.data, experiment.partition, experiment.run.seed)[client]
     return platforms(experiment).platforms[client]
@@ -100,7 +105,7 @@ def platform_of(experiment: Experiment, client: int) -> Platform:
 @lru_cache(maxsize=2)
 def _platforms(data: DataTable, partition: Partition, seed: int) -> Platforms:
     loaded = _load(data, seed)
-    names = sorted({name for one in loaded for name in one.category_name or ()} - {""})
+    names = _categories(loaded, data)
     labels = [_labels(one, names) for one in loaded]
     if partition.scheme == "natural":
         found, lost = [_whole(*pair) for pair in zip(loaded, labels, strict=True)], 0
@@ -114,6 +119,22 @@ def _platforms(data: DataTable, partition: Partition, seed: int) -> Platforms:
         lost,
     )
     return Platforms(found, partition.scheme == "users", tuple(names), report)
+
+
+def _categories(loaded: Sequence[Interactions], data: DataTable) -> list[str]:
+    """Return the names of the classes, which are the same on all clients."""
+    found = sorted({name for one in loaded for name in one.category_name or ()} - {""})
+    known = data.interactions.category_names
+    if not known:
+        # What the others have cannot be known on a node that has its own data alone.
+        return [] if isinstance(data, OwnData) else found
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise DataError(
+            f"{', '.join(data.paths)}: an item has the category '{unknown[0]}', which "
+            "data.interactions.categories does not list"
+        )
+    return known
 
 
 @lru_cache(maxsize=1)
@@ -143,21 +164,38 @@ def _placed(mask: Tensor, items: slice, length: int) -> Tensor:
 
 def _load(data: DataTable, seed: int) -> list[Interactions]:
     table = data.interactions
-    if data.source == "shoppers":
+    if isinstance(data, OwnData):
+        found = [_load_own(data)]
+    elif data.source == "shoppers":
         seed = derive_seed(seed, "shoppers")
         found = [simulate_interactions(table.users, table.items, seed=seed).interactions]
     else:
         found = [
-            load_interactions(
-                path,
-                items=items,
-                names=table.column_names,
-                category_separator=table.category_separator or None,
-                root=data.root or None,
-            )
+            _load_files(path, items, data)
             for path, items in zip_longest(data.paths, table.item_paths)
         ]
     return [one.k_core(table.min_events) for one in found] if table.min_events > 1 else found
+
+
+def _load_own(data: OwnData) -> Interactions:
+    """Load the interactions of a node that has nobody else's."""
+    place = locate(data.own, data.root or None)
+    tables = sorted(place.glob("interactions.csv*"))
+    if not tables:
+        return _load_files(only_file(place, ".npz"), None, data)
+    items = sorted(place.glob("items.csv*"))
+    return _load_files(tables[0], items[0] if items else None, data)
+
+
+def _load_files(path: str | Path, items: str | Path | None, data: DataTable) -> Interactions:
+    table = data.interactions
+    return load_interactions(
+        path,
+        items=items,
+        names=table.column_names,
+        category_separator=table.category_separator or None,
+        root=data.root or None,
+    )
 
 
 def _labels(interactions: Interactions, class_names: Sequence[str]) -> Tensor:
@@ -263,14 +301,19 @@ def _check_learnable(found: Sequence[Platform], partition: Partition) -> None:
             )
 
 
-def _check_classes(clients: Platforms, source: str) -> None:
+def _check_classes(clients: Platforms, data: DataTable) -> None:
     """Refuse clients without a sample of any class."""
+    if isinstance(data, OwnData) and not clients.class_names:
+        raise ConfigError(
+            "data.interactions.categories: this node has its own data alone and cannot know the "
+            "categories of the others; list those of all clients"
+        )
     remedy = (
         "fedproto and feddbp compare prototypes of categories: give every item one "
         "(data.interactions.names, data.interactions.item_tables), or choose another strategy"
     )
     if not clients.class_names:
-        raise DataError(f"{source}: the items have no categories, but {remedy}")
+        raise DataError(f"{data.source}: the items have no categories, but {remedy}")
     for one in clients.platforms:
         train = one.own.train
         followed = train.item[1:][train.user.diff() == 0]

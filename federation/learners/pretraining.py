@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from federation.experiment import Experiment
 from federation.learners.base import Forward, Penalty, Projector, drawn_for, optimizer_for
 from federation.learners.classification import MaskedLearner
-from federation.learners.graphs import client_graphs, graph_of
+from federation.learners.graphs import graph_of, num_classes_of
 from federation.learners.probe import fit_probe
 from federation.tables import PROTOTYPE_STRATEGIES
 from graphcl.nodes import ASPECT, GRACE, ASPECTConfig, GRACEConfig, NodeMethod
@@ -63,7 +63,7 @@ class PretrainingLearner(MaskedLearner):
         self.config = experiment
         data = graph_of(experiment, partition)
         self.graph = prepare(data)
-        self.num_classes = client_graphs(experiment).num_classes
+        self.num_classes = num_classes_of(experiment)
         self.embedding_channels = experiment.model.embedding_channels
         self.supervised = experiment.strategy.name in PROTOTYPE_STRATEGIES
         channels = {"in-channels": data.num_features}

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch_geometric.data import Data
 
-from federation.data_tables import DataTable, SeriesData
+from federation.data_tables import DataTable, OwnData, SeriesData
 from federation.experiment import Experiment
 from federation.learners.graphs import communities
 from federation.partition import PartitionReport, natural_report, partition_report
@@ -17,6 +17,8 @@ from graphcl.datasets import (
     chronological_split,
     confounded_series,
     load_series,
+    locate,
+    only_file,
 )
 from graphcl.errors import ConfigError, DataError
 from graphcl.training import derive_seed
@@ -59,6 +61,20 @@ def sites(experiment: Experiment) -> Sites:
     return found
 
 
+def splits_of(experiment: Experiment, client: int) -> dict[str, SpatioTemporalSeries]:
+    """Return the steps that one client trains, validates and tests on.
+
+    Under ``pooled`` they are those of the one series that was divided.
+
+    Raises:
+        ConfigError, DataError, PartitionError: See :func:`sites`.
+    """
+    data, clients = experiment.data, sites(experiment)
+    if experiment.strategy.name == "pooled" and clients.whole:
+        return clients.whole
+    return clients.splits[0 if isinstance(data, OwnData) else client]
+
+
 @lru_cache(maxsize=2)
 def _sites(data: DataTable, partition: Partition, seed: int) -> Sites:
     series = _load(data, partition.clients, seed)
@@ -79,6 +95,9 @@ def _sites(data: DataTable, partition: Partition, seed: int) -> Sites:
 
 
 def _load(data: DataTable, num_clients: int, seed: int) -> list[SpatioTemporalSeries]:
+    if isinstance(data, OwnData):
+        file = only_file(locate(data.own, data.root or None), ".toml", ".npz")
+        return [load_series(file, root=file.parent)]  # where the file lies that it describes
     if data.source == "confounded":
         clients = confounded_series(
             num_clients,

@@ -1,19 +1,45 @@
 """From an experiment to the outage events of one territory per client."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch_geometric.data import Data
 
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OutageData, OwnData
 from federation.experiment import Experiment
-from federation.partition import PartitionReport, partition_report
-from graphcl.datasets import OutageEvents, load_outage_events, simulate_storms
-from graphcl.errors import ConfigError, PartitionError
+from federation.partition import PartitionReport, natural_report, partition_report
+from federation.tables import WEIGHT_STRATEGIES
+from graphcl.datasets import (
+    OutageEvents,
+    load_outage_events,
+    locate,
+    only_file,
+    simulate_storms,
+)
+from graphcl.errors import ConfigError, DataError, PartitionError
 from graphcl.outages import NUM_SEVERITIES, severity
 from graphcl.training import derive_seed
+
+
+@dataclass(frozen=True)
+class Territory:
+    """What one client learns from.
+
+    Attributes:
+        name: The district, or what the file of several is called.
+        events: At the locations that it learns from.
+        splits: Events to train on, to validate on and to test on.
+        asked: Which of the locations it is asked about.
+    """
+
+    name: str
+    events: OutageEvents
+    splits: dict[str, list[int]]
+    asked: torch.Tensor | slice
 
 
 @dataclass(frozen=True)
@@ -21,20 +47,17 @@ class Territories:
     """The territories of all clients.
 
     Attributes:
-        whole: Events at the locations of all territories.
-        locations: Which locations each client holds.
-        names: The district that is each client's territory.
-        splits: Events to train on, to validate on and to test on.
-        newcomer_events: Events that the newcomer trains on; those of the others without one.
+        territories: Each client's.
+        whole: Events at the locations of all territories of one source that was divided; None where
+            each came by itself.
+        locations: Which locations of it each client holds; none where each came by itself.
         num_classes: Classes of severity.
         report: Sizes, skew of the worst severity ever seen, and borders cut.
     """
 
-    whole: OutageEvents
+    territories: list[Territory]
+    whole: OutageEvents | None
     locations: list[torch.Tensor]
-    names: list[str]
-    splits: dict[str, list[int]]
-    newcomer_events: list[int]
     num_classes: int
     report: PartitionReport
     unit: ClassVar[str] = "locations"
@@ -49,39 +72,126 @@ def territories(experiment: Experiment) -> Territories:
         DataError: If the data break the rules of their format.
         PartitionError: If there are not as many districts as clients.
     """
-    return _territories(experiment.data, experiment.partition.clients, experiment.run.seed)
+    found = _territories(experiment.data, experiment.partition.clients, experiment.run.seed)
+    if experiment.planned & set(WEIGHT_STRATEGIES):
+        _check_features(found)
+    return found
+
+
+def territory_of(experiment: Experiment, client: int) -> Territory:
+    """Return what one client learns from: its own territory, or under ``pooled`` that of all.
+
+    Each is asked about its own locations.
+
+    Raises:
+        ConfigError, DataError, PartitionError: See :func:`territories`.
+    """
+    if isinstance(experiment.data, OwnData):
+        return _own_territory(experiment.data)
+    clients = territories(experiment)
+    own = clients.territories[client]
+    if experiment.strategy.name != "pooled" or clients.whole is None:
+        return own
+    return replace(own, events=clients.whole, asked=clients.locations[client])
 
 
 @lru_cache(maxsize=2)
 def _territories(data: DataTable, clients: int, seed: int) -> Territories:
-    events = _load(data, seed)
-    if events.outages is None:
-        raise ConfigError(f"data.source: the events of {data.source} have no counts to learn from")
+    if len(data.paths) > 1:
+        return _several(data)
+    events = _counted(_load(data, seed), data.source)
     districts = events.districts()
     if len(districts) != clients:
         raise PartitionError(
             f"partition.clients is {clients}, but {data.source} has {len(districts)} districts, "
             f"one per client: set it to {len(districts)}"
         )
-    splits = _split(data, events)
     table = data.outages
     if table.newcomer and table.newcomer not in districts:
         raise ConfigError(
             f"data.outages.newcomer: no district is called '{table.newcomer}'; there are "
             f"{', '.join(districts)}"
         )
-    few = _events_of(table.newcomer_events, events, "data.outages.newcomer_events")
-    if not set(few) <= set(splits["train"]):
-        raise ConfigError(
-            "data.outages.newcomer_events: the newcomer trains on events that validate or test"
-        )
-    worst = severity(events.outages[splits["train"]], events.customers).amax(0)
-    borders = Data(edge_index=events.borders, y=worst)
+    splits = _split(table, events.event)
+    found = [
+        Territory(name, events.at(own), _splits_of(name, splits, table, events.event), slice(None))
+        for name, own in districts.items()
+    ]
     locations = list(districts.values())
-    report = partition_report(borders, [index.numpy() for index in locations])
-    return Territories(
-        events, locations, list(districts), splits, few or splits["train"], NUM_SEVERITIES, report
+    report = partition_report(_borders(events, splits), [own.numpy() for own in locations])
+    return Territories(found, events, locations, NUM_SEVERITIES, report)
+
+
+def _several(data: DataTable) -> Territories:
+    """Return the territories of clients each of which has a source of its own."""
+    found = [_loaded(data, path) for path in data.paths]
+    names = [one.name for one in found]
+    newcomer = data.outages.newcomer
+    if newcomer and newcomer not in names:
+        raise ConfigError(
+            f"data.outages.newcomer: no client is called '{newcomer}'; there are {', '.join(names)}"
+        )
+    report = natural_report([_borders(one.events, one.splits) for one in found])
+    return Territories(found, None, [], NUM_SEVERITIES, report)
+
+
+def _check_features(clients: Territories) -> None:
+    """Refuse clients whose weights cannot be averaged."""
+    first, *others = clients.territories
+    for one in others:
+        for names in ("static_names", "weather_names"):
+            ours, theirs = getattr(first.events, names), getattr(one.events, names)
+            if ours != theirs:
+                raise DataError(
+                    f"{one.name}: {names} are {', '.join(theirs)}, but those of {first.name} are "
+                    f"{', '.join(ours)}: where weights are averaged, a feature must have the same "
+                    "place everywhere"
+                )
+
+
+@lru_cache(maxsize=2)
+def _own_territory(data: OwnData) -> Territory:
+    place = locate(data.own, data.root or None)
+    tables = place.is_dir() and any(place.glob("locations.csv*"))
+    return _loaded(data, str(place if tables else only_file(place, ".npz")))
+
+
+def _loaded(data: DataTable, path: str) -> Territory:
+    """Return the territory in a file or folder of its own, whatever districts it has."""
+    table = data.outages
+    events = _counted(
+        load_outage_events(
+            path, columns=table.column_names, units=table.feature_units, root=data.root or None
+        ),
+        path,
     )
+    districts = list(events.districts())
+    name = districts[0] if len(districts) == 1 else Path(path).stem
+    for key in ("val_events", "test_events"):
+        named = [event for event in getattr(table, key).split(", ") if event]
+        here = [event for event in named if event in events.event]
+        if named and not here:
+            raise ConfigError(
+                f"data.outages.{key}: {path} has none of {', '.join(named)}, only "
+                f"{', '.join(events.event)}; name at least one that it has"
+            )
+        # A storm need not have come by everywhere.
+        table = table.model_copy(update={key: ", ".join(here)})
+    splits = _split(table, events.event)
+    return Territory(name, events, _splits_of(name, splits, table, events.event), slice(None))
+
+
+def _counted(events: OutageEvents, source: str) -> OutageEvents:
+    if events.outages is None:
+        raise ConfigError(f"data.source: the events of {source} have no counts to learn from")
+    return events
+
+
+def _borders(events: OutageEvents, splits: Mapping[str, list[int]]) -> Data:
+    """Return the graph of neighbours, of the worst severity that each saw in training."""
+    assert events.outages is not None  # noqa: S101 - _counted
+    worst = severity(events.outages[splits["train"]], events.customers).amax(0)
+    return Data(edge_index=events.borders, y=worst)
 
 
 def _load(data: DataTable, seed: int) -> OutageEvents:
@@ -98,14 +208,27 @@ def _load(data: DataTable, seed: int) -> OutageEvents:
     )
 
 
-def _split(data: DataTable, events: OutageEvents) -> dict[str, list[int]]:
+def _splits_of(
+    name: str, splits: dict[str, list[int]], table: OutageData, events: Sequence[str]
+) -> dict[str, list[int]]:
+    """Return the events of one client by use: the newcomer has few to train on."""
+    if name != table.newcomer:
+        return splits
+    few = _events_of(table.newcomer_events, events, "data.outages.newcomer_events")
+    if not set(few) <= set(splits["train"]):
+        raise ConfigError(
+            "data.outages.newcomer_events: the newcomer trains on events that validate or test"
+        )
+    return {**splits, "train": few}
+
+
+def _split(table: OutageData, events: Sequence[str]) -> dict[str, list[int]]:
     """Return the events by use: the last ones validate and test where none are named."""
-    table = data.outages
     test = _events_of(table.test_events, events, "data.outages.test_events")
     val = _events_of(table.val_events, events, "data.outages.val_events")
     if set(test) & set(val):
         raise ConfigError("data.outages.val_events: an event validates and tests; name it once")
-    left = [e for e in range(events.num_events) if e not in (*test, *val)]
+    left = [e for e in range(len(events)) if e not in (*test, *val)]
     for used, share in ((test, 0.25), (val, 0.2)):
         if not used:
             count = max(1, round(share * len(left)))
@@ -113,20 +236,20 @@ def _split(data: DataTable, events: OutageEvents) -> dict[str, list[int]]:
             left = left[:-count]
     if len(left) < 2:
         raise ConfigError(
-            f"data.outages: {len(left)} of {events.num_events} events are left to train on, 2 are "
+            f"data.outages: {len(left)} of {len(events)} events are left to train on, 2 are "
             "needed; name fewer to validate and test on"
         )
     return {"train": left, "val": val, "test": test}
 
 
-def _events_of(names: str, events: OutageEvents, key: str) -> list[int]:
+def _events_of(names: str, events: Sequence[str], key: str) -> list[int]:
     wanted = [name for name in names.split(", ") if name]
-    unknown = [name for name in wanted if name not in events.event]
+    unknown = [name for name in wanted if name not in events]
     if unknown:
         raise ConfigError(
-            f"{key}: no event is called '{unknown[0]}'; there are {', '.join(events.event)}"
+            f"{key}: no event is called '{unknown[0]}'; there are {', '.join(events)}"
         )
     repeated = [name for name in wanted if wanted.count(name) > 1]
     if repeated:
         raise ConfigError(f"{key}: '{repeated[0]}' stands there twice; name each event once")
-    return [events.event.index(name) for name in wanted]
+    return [events.index(name) for name in wanted]

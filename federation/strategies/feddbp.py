@@ -23,8 +23,7 @@ from federation.experiment import Experiment
 from federation.learners import Forward, Projector
 from federation.records import to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Facts, MessageStrategy
-from federation.strategies.dual_branch import DualBranchProjector, split_branches
-from federation.strategies.fedproto import FedProtoExchange, alignment, first, nearest
+from federation.strategies.fedproto import FedProtoExchange, alignment
 from federation.strategies.fisher import (
     channel_fisher,
     fit_server_head,
@@ -41,7 +40,10 @@ from federation.strategies.prototypes import (
     local_upload,
     weighted_prototypes,
 )
+from federation.tables import FedDBPTable
 from graphcl.contrast import prototype_contrast
+from graphcl.contrast.dual_branch import DualBranchProjector, split_branches
+from graphcl.nodes import NearestPrototype
 from graphcl.training import torch_rng
 
 
@@ -120,18 +122,18 @@ class FedDBPExchange(FedProtoExchange):
         if self.experiment.strategy.feddbp.personal != "off":
             self.own = upload
 
-    def predict(self, out: Forward) -> Mapping[str, Tensor]:
-        config = self.experiment.strategy.feddbp
-        z_align, z_discriminate = split_branches(out.embedding, config.fuse)
-        p_align, p_discriminate = split_branches(self.table.values, config.fuse)
-        square = torch.cdist(z_align, p_align).square() / z_align.size(-1)
-        cosine = F.normalize(z_discriminate, dim=-1) @ F.normalize(p_discriminate, dim=-1).T
-        distance = config.lambda_align * square - cosine / config.temperature
-        predictions = {
-            "head": out.logits.argmax(-1),
-            "prototype": nearest(distance, self.table.known),
-        }
-        return first(config.inference, predictions)
+    @property
+    def config(self) -> FedDBPTable:
+        return self.experiment.strategy.feddbp
+
+    def rule(self) -> NearestPrototype:
+        return NearestPrototype(
+            self.table.values,
+            self.table.known,
+            fidelity=self.config.lambda_align,
+            temperature=self.config.temperature,
+            fuse=self.config.fuse,
+        )
 
 
 class FedDBP(PrototypeStrategy):

@@ -24,7 +24,8 @@ from federation.strategies.prototypes import (
     local_upload,
     weighted_prototypes,
 )
-from federation.tables import FedProtoTable, FedTGPTable
+from federation.tables import FedDBPTable, FedProtoTable, FedTGPTable
+from graphcl.nodes import NearestPrototype
 
 
 def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
@@ -35,12 +36,6 @@ def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
     """
     square = (embedding - table.values.detach()[y]).square().mean(1)
     return (square * table.known[y]).sum() / max(len(y), 1)
-
-
-def nearest(distance: Tensor, known: Tensor) -> Tensor:
-    """Return the known class of least distance for every row; -1 where no class is known."""
-    closest = distance.masked_fill(~known, torch.inf).argmin(1)
-    return closest if bool(known.any()) else torch.full_like(closest, -1)
 
 
 def first(choice: str, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +54,7 @@ class FedProtoExchange(Exchange):
     learner: LabelledLearner
 
     @property
-    def config(self) -> FedProtoTable | FedTGPTable:
+    def config(self) -> FedProtoTable | FedTGPTable | FedDBPTable:
         """The algorithm's own table."""
         return self.experiment.strategy.fedproto
 
@@ -97,12 +92,15 @@ class FedProtoExchange(Exchange):
         """Keep what the server will not have of an upload; by default nobody asks for it."""
 
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
-        distance = torch.cdist(out.embedding, self.table.values)
         predictions = {
             "head": out.logits.argmax(-1),
-            "prototype": nearest(distance, self.table.known),
+            "prototype": self.rule()(out.embedding),
         }
         return first(self.config.inference, predictions)
+
+    def rule(self) -> NearestPrototype:
+        """Return what tells a class by the prototypes at hand."""
+        return NearestPrototype(self.table.values, self.table.known)
 
 
 def holder_weight(upload: Upload, experiment: Experiment) -> Tensor:

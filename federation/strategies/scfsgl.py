@@ -5,8 +5,9 @@ all else stays.  Completed by us: the server clusters the rows of all codebooks,
 often clients match them (``fuse = "mean"`` is the paper's average of rows); and the clients' other
 weights, but for those that belong to their sensors, cross as well, of whose mean each client takes
 the share with the least error on its validation windows, so that alike clients learn as one and
-unlike ones are not mixed up (``share = "codebook"`` is the paper's wire).  This is not a
-reproduction.
+unlike ones are not mixed up (``share = "codebook"`` is the paper's wire).  Where parts are
+separated by transfer, those behind the shared part are that mean at every client instead, so that
+it holds what one rule tells everywhere.  This is not a reproduction.
 """
 
 from collections.abc import Iterable
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 
 from federation.experiment import Experiment
 from federation.learners import ForecastLearner
+from federation.learners.base import is_named
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts, MessageStrategy
 from federation.strategies.weights import shared_weights
 from graphcl.errors import ReplyError
 
 _CODEBOOK = "network.codebook.prototypes"
+_OWN = ["network.own"]  # what is behind the own part, where that is apart from the shared one
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the mean that a client may take
 _ITERATIONS = 10  # of Lloyd's; the rows hardly move after five
 
@@ -82,11 +85,13 @@ class SCFSGLExchange(Exchange):
         weights = {**model.state_dict(), **to_tensors(content.array_records["codebook"])}
         weights[_CODEBOOK] = weights.pop("prototypes")
         self.learner.load_weights(weights)
-        own = {name: weights[name].clone() for name in mean}
+        apart = model.network.own is not None
+        chosen = {n: value for n, value in mean.items() if not apart or is_named(n, _OWN)}
+        own = {name: weights[name].clone() for name in chosen}
 
         def take(share: float) -> None:
-            mixed = {name: torch.lerp(own[name], value, share) for name, value in mean.items()}
-            self.learner.load_weights({**weights, **mixed})
+            mixed = {name: torch.lerp(own[name], value, share) for name, value in chosen.items()}
+            self.learner.load_weights({**weights, **mean, **mixed})
 
         def error(share: float) -> float:
             take(share)
@@ -94,6 +99,7 @@ class SCFSGLExchange(Exchange):
 
         if mean:
             take(min(SHARES, key=error))
+            model.network.hold_shared()
 
     def reply(self) -> RecordDict:
         model = self.learner.model

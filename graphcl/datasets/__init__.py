@@ -23,7 +23,7 @@ from graphcl.datasets.simulated_interactions import (
     InteractionSimulation,
     simulate_interactions,
 )
-from graphcl.datasets.sources import count_classes, load, load_silos
+from graphcl.datasets.sources import count_classes, load, load_silo, load_silos, locate, only_file
 from graphcl.datasets.splits import split_nodes
 from graphcl.datasets.storms import StormSimulation, simulate_storms
 from graphcl.datasets.validation import validate
@@ -57,9 +57,12 @@ __all__ = [
     "load_outage_events",
     "load_pyg",
     "load_series",
+    "load_silo",
     "load_silos",
     "load_storm",
+    "locate",
     "mixed_sbm",
+    "only_file",
     "save_images",
     "save_interactions",
     "save_npz",

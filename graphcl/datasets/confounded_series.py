@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ PERSISTENCE = 0.6
 PROPAGATION = 0.3
 """What a node takes of its neighbours' mean shared part, at every client."""
 
+DELAY = 12
+"""Steps after which the moves of confounders of opposite laws come back."""
+ECHO = 0.9
+"""What comes back of them, with a sign of the client's own."""
+RETENTION = 0.95
+"""What confounders of opposite laws keep of their level from one step to the next."""
+
 _NEIGHBORS = 4
 _DAILY = ((1, 1.0, 0.0), (2, 0.4, 1.0))  # cycles a day, amplitude, phase
 _INNOVATION = 0.1  # deviation of what is new in a step
@@ -25,6 +33,8 @@ _WARM_UP = 200  # steps until what came before the first one is forgotten: 0.9^2
 _WEEK = 7 * DAY
 _BURSTS = 2.0  # a day
 _BURST_DECAY = 3600.0  # seconds
+_MOVE = 0.3  # deviation of a confounder's move in a step
+_ECHO_WARM_UP = 80 * DELAY  # steps: 0.9^80 is 2e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +43,7 @@ class ConfoundedSeries:
 
     Shapes:
         - **shared**: float32 ``[T, N]``, obeys the same equation at every client
-        - **confounder**: float32 ``[T, N]``, differs from client to client in kind
+        - **confounder**: float32 ``[T, N]``, obeys another at other clients
     """
 
     series: SpatioTemporalSeries
@@ -47,6 +57,7 @@ def confounded_series(
     num_steps: int = 2016,
     *,
     interval: int = 300,
+    laws: Literal["unlike", "opposite"] = "unlike",
     confounding: float = 1.0,
     noise: float = 0.1,
     seed: int = 0,
@@ -59,14 +70,25 @@ def confounded_series(
         s_t = 0.6 s_{t-1} + 0.3 P s_{t-1} + d_t + e_t
 
     where d is a cycle of a day and half a day, of one phase everywhere and a strength that each
-    node draws, and e is white noise.  The confounder is an oscillation with a period that the
-    client draws between 0.1 and 0.4 days, a trend, and bursts that die away within hours.
+    node draws, and e is white noise.  The confounder is, times gains that each node draws, by
+    ``laws`` one of two.  Where they are unlike, it is an oscillation with a period that the client
+    draws between 0.1 and 0.4 days, a trend, and bursts that die away within hours: one rule may
+    tell them all.  Where they are opposite, it is
+
+        c_t = 0.95 c_{t-1} + m_t,    m_t = b m_{t-12} + n_t
+
+    with n white: at clients with an even number what moves it is repeated twelve steps later,
+    b = 0.9, and at those with an odd one undone, b = -0.9.  Up to twelve steps ahead a client's own
+    past tells it, but no rule that is common to as many clients of both kinds does, beyond its slow
+    return to 0; while one and the same rule tells the shared part.  That makes the parts
+    identifiable from several clients, and not from one.
 
     Args:
         num_clients: K; client k is the same whatever their number.
         num_nodes: N of each client.
         num_steps: T.
         interval: Seconds from step to step.
+        laws: Of the confounders, ``"unlike"`` or ``"opposite"``.
         confounding: Factor on the confounder; 0 leaves it out.
         noise: Deviation of the noise on each value.
         seed: Same seed, same clients.
@@ -89,12 +111,18 @@ def confounded_series(
             raise DataError(
                 f"confounded_series: {argument} is {factor}, must be finite and not negative"
             )
+    if laws not in ("unlike", "opposite"):
+        raise DataError(f"confounded_series: laws is {laws!r}, must be 'unlike' or 'opposite'")
     clients = []
     for client in range(num_clients):
         rng = numpy_rng(seed, "confounded_series", client)
         edges, weight = _graph(num_nodes, rng)
         shared = _shared(edges, weight, num_nodes, num_steps, interval, rng)
-        confounder = confounding * _confounder(num_nodes, num_steps, interval, rng)
+        if laws == "unlike":
+            confounder = _unlike(num_nodes, num_steps, interval, rng)
+        else:
+            confounder = _opposite(num_nodes, num_steps, client, rng)
+        confounder = confounding * confounder
         values = shared + confounder + noise * rng.standard_normal(shared.shape)
         series = SpatioTemporalSeries(
             name=f"client-{client}",
@@ -152,9 +180,7 @@ def _shared(
     return shared[_WARM_UP:]
 
 
-def _confounder(
-    num_nodes: int, num_steps: int, interval: int, rng: np.random.Generator
-) -> np.ndarray:
+def _unlike(num_nodes: int, num_steps: int, interval: int, rng: np.random.Generator) -> np.ndarray:
     seconds = np.arange(num_steps) * interval
     period = rng.uniform(0.1, 0.4) * DAY
     oscillation = np.sin(2 * math.pi * (seconds / period + rng.uniform()))
@@ -163,3 +189,11 @@ def _confounder(
     burst = lfilter([1.0], [1.0, -math.exp(-interval / _BURST_DECAY)], onset)
     gain = rng.uniform(0.5, 1.5, (3, num_nodes))
     return np.stack([oscillation, trend, burst], axis=1) @ gain
+
+
+def _opposite(num_nodes: int, num_steps: int, client: int, rng: np.random.Generator) -> np.ndarray:
+    echo = ECHO if client % 2 == 0 else -ECHO
+    new = _MOVE * math.sqrt(1 - ECHO**2) * rng.standard_normal(_ECHO_WARM_UP + num_steps)
+    moves = lfilter([1.0], [1.0, *[0.0] * (DELAY - 1), -echo], new)
+    level = lfilter([1.0], [1.0, -RETENTION], moves)[_ECHO_WARM_UP:]
+    return np.outer(level, rng.uniform(0.5, 1.5, num_nodes))

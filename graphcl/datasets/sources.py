@@ -1,7 +1,7 @@
 """From the name of a source in an experiment file to its graphs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch_geometric.data import Data
@@ -51,15 +51,19 @@ def load(source: str | Path, *, root: str | Path | None = None) -> Data:
     )
 
 
-def load_silos(path: str | Path, *, root: str | Path | None = None) -> list[Data]:
+def load_silos(
+    path: str | Path | Sequence[str | Path], *, root: str | Path | None = None
+) -> list[Data]:
     """Load one graph per client: every ``.npz`` file of a folder, or every graph of one file.
 
     They are sorted by the name of the file, or of the graph in the file (see
-    :mod:`graphcl.datasets.node_graph`). A client may lack a class, but each class from 0 to the
-    largest needs a node somewhere; the number of classes is :func:`count_classes` of the graphs.
+    :mod:`graphcl.datasets.node_graph`), or come in the order of several paths, of one client each.
+    A client may lack a class, but each class from 0 to the largest needs a node somewhere; the
+    number of classes is :func:`count_classes` of the graphs.
 
     Args:
-        path: The folder or file, looked up as :func:`load` looks up a file.
+        path: The folder or file, looked up as :func:`load` looks up a file; or several, each as
+            :func:`load_silo` takes it.
         root: See :func:`load`.
 
     Returns:
@@ -68,8 +72,14 @@ def load_silos(path: str | Path, *, root: str | Path | None = None) -> list[Data
     Raises:
         DataError: There is no graph, one breaks a rule, or they do not agree.
     """
-    place = locate(path, root)
-    graphs = load_npz_graphs(place) if place.is_file() else _load_folder(place)
+    if isinstance(path, str | Path):
+        place: str | Path = locate(path, root)
+        graphs = load_npz_graphs(place) if Path(place).is_file() else _load_folder(Path(place))
+    else:
+        place = "the clients' graphs"
+        graphs = {str(one): load_silo(one, root=root) for one in path}
+        if len(graphs) < len(path):
+            raise DataError(f"{', '.join(map(str, path))}: one file is that of two clients")
     first, *others = graphs
     for name in others:
         if graphs[name].num_features != graphs[first].num_features:
@@ -79,6 +89,39 @@ def load_silos(path: str | Path, *, root: str | Path | None = None) -> list[Data
             )
     check_every_class([graph.y for graph in graphs.values()], str(place))
     return list(graphs.values())
+
+
+def load_silo(path: str | Path, *, root: str | Path | None = None) -> Data:
+    """Load the graph of one client, which may lack classes that others hold.
+
+    Args:
+        path: An ``.npz`` file, or a folder with one, looked up as :func:`load` looks up a file.
+        root: See :func:`load`.
+
+    Raises:
+        DataError: There is no such file, or it breaks a rule.
+    """
+    return load_npz(only_file(locate(path, root), ".npz"), every_class=False)
+
+
+def only_file(place: Path, *endings: str) -> Path:
+    """Return a file, or the one in a folder whose name has the first ending that any has.
+
+    Raises:
+        DataError: The folder holds none, or several.
+    """
+    if not place.is_dir():
+        return place
+    for ending in endings:
+        files = sorted(file for file in place.iterdir() if file.name.endswith(ending))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise DataError(
+                f"{place}: holds {', '.join(file.name for file in files)}, of which one alone can "
+                "be read: name the file itself, or move the others away"
+            )
+    raise DataError(f"{place}: holds no file that ends in {' or '.join(endings)}")
 
 
 def _load_folder(folder: Path) -> dict[str, Data]:

@@ -180,6 +180,14 @@ class NodeEncoder(nn.Module):
         if name not in ENCODERS:
             raise ValueError(f"unknown encoder '{name}' (known: {', '.join(ENCODERS)})")
         self.name = name
+        self.arguments = {
+            "name": name,
+            "in_channels": in_channels,
+            "hidden_channels": hidden_channels,
+            "out_channels": out_channels,
+            "num_layers": num_layers,
+            "dropout": dropout,
+        }
         build, self._operator = ENCODERS[name]
         self.net = build(in_channels, hidden_channels, out_channels, num_layers, dropout)
 

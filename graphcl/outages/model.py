@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from graphcl.contrast.dual_branch import projector_header, projector_of
 from graphcl.datasets import OutageEvents
 from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
@@ -114,6 +115,8 @@ class OutageModel(nn.Module, ABC):
         self.config = config
         self.static_names: tuple[str, ...] = ()
         self.weather_names: tuple[str, ...] = ()
+        # What a federated algorithm puts behind the embedding of a situation.
+        self.projector: nn.Module = nn.Identity()
 
     @abstractmethod
     def build(self, static_channels: int, weather_channels: int) -> None:
@@ -208,7 +211,7 @@ class OutageModel(nn.Module, ABC):
 
     def forward(self, storms: Storms) -> Tensor:
         """Return expected counts ``[B, N]``."""
-        return self.counts(self.situations(storms), storms.territory.customers)
+        return self.counts(self.projector(self.situations(storms)), storms.territory.customers)
 
     def loss(self, storms: Storms) -> dict[str, Tensor]:
         """Return the named terms of the loss on some events."""
@@ -297,6 +300,7 @@ class OutageModel(nn.Module, ABC):
             "config": asdict(self.config),
             "static_names": self.static_names,
             "weather_names": self.weather_names,
+            "projector": projector_header(self.projector),
         }
 
     def save(self, path: Any) -> None:
@@ -319,6 +323,7 @@ class OutageModel(nn.Module, ABC):
         try:
             model = cls(cls.config_type(**header["config"]))
             model.create(header["static_names"], header["weather_names"])
+            model.projector = projector_of(header.get("projector"))
             model.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError, GraphCLError) as error:
             raise GraphCLError(f"{origin}: no saved {cls.__name__}: {error}") from None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphcl.contrast.dual_branch import projector_header, projector_of
 from graphcl.datasets import Scaler, SpatioTemporalSeries, Windows
 from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.spatiotemporal.calendar import Calendar
@@ -92,6 +93,8 @@ class Forecaster(nn.Module, ABC):
         self.config = self.config_type() if config is None else config
         self.node: tuple[str, ...] = ()
         self.channel_names: tuple[str, ...] = ()
+        # What a federated algorithm puts behind a representation, where there is one.
+        self.projector: nn.Module = nn.Identity()
 
     @abstractmethod
     def build(self) -> None:
@@ -296,6 +299,7 @@ class NetworkForecaster(Forecaster):
             "config": asdict(self.config),
             "node": self.node,
             "channel_names": self.channel_names,
+            "projector": projector_header(self.projector),
         }
         save_weights(path, self.state_dict(), header)
 
@@ -314,6 +318,7 @@ class NetworkForecaster(Forecaster):
             calendar.interval.copy_(weights["calendar.interval"])
             calendar.used.copy_(weights["calendar.used"])
             model._create(tuple(header["node"]), tuple(header["channel_names"]), calendar)
+            model.projector = projector_of(header.get("projector"))
             model.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError, GraphCLError) as error:
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None

@@ -10,7 +10,8 @@ every step costs fifty times as much; the window relative to its last value and 
 values; learned node embeddings in place of node2vec; each channel a series of its own, so that no
 shared weight depends on the number of nodes or channels; all horizons in one pass; gated fusion
 and read-out of the codebook as in GMAN and MegaCRN; absolute in place of squared errors.  This is
-not a reproduction.
+not a reproduction.  Separation by transfer, off unless it is asked for, is ours altogether
+(:mod:`graphcl.spatiotemporal.correction`).
 """
 
 from copy import deepcopy
@@ -22,15 +23,15 @@ from torch import Tensor, nn
 
 from graphcl.datasets import SpatioTemporalSeries
 from graphcl.errors import check_fields
-from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.codebook import CausalCodebook, Match
+from graphcl.spatiotemporal.correction import Correction
+from graphcl.spatiotemporal.encoder import Anchor, Encoder, Parts
 from graphcl.spatiotemporal.forecaster import (
     GraphForecaster,
     NetworkConfig,
     masked_error,
 )
 from graphcl.spatiotemporal.profile import Profile
-from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, last_observed
 from graphcl.spatiotemporal.separation import ConditionalSeparation
 
@@ -44,8 +45,10 @@ class SCFSGLConfig(NetworkConfig):
     Attributes:
         num_layers: Residual blocks of the temporal extractor.
         hops: Steps of the diffusion, in each direction.
-        separation: Whether the shared part is ``"conditional"`` on the round before, or all of the
-            representation (``"off"``, an ablation).
+        separation: What divides a shared and an own part: ``"conditional"``, masks conditioned on
+            the round before, both parts decoded as one (the paper's); ``"transfer"``, such masks
+            and an own part that corrects what the shared one forecasts alone (ours; it recovers
+            what clients share better, and may forecast worse); ``"off"``, nothing (an ablation).
         num_prototypes: Rows of the codebook, at least 2; 0 leaves it out.
         temperature: Of the alignment with the codebook.
         alignment_weight: Weight of that alignment.
@@ -54,7 +57,7 @@ class SCFSGLConfig(NetworkConfig):
 
     num_layers: int = 2
     hops: int = 2
-    separation: Literal["conditional", "off"] = "conditional"
+    separation: Literal["conditional", "transfer", "off"] = "conditional"
     num_prototypes: int = 20
     temperature: float = 0.5
     alignment_weight: float = 0.1
@@ -69,71 +72,11 @@ class SCFSGLConfig(NetworkConfig):
         check_fields(self, weights, lambda v: v >= 0, "at least 0")
 
 
-class Encoder(nn.Module):
-    """Both extractors: what a window holds per node, and what the graph adds to it.
-
-    Args:
-        num_nodes: N.
-        num_channels: C.
-        config: See :class:`SCFSGLConfig`.
-    """
-
-    def __init__(self, num_nodes: int, num_channels: int, config: SCFSGLConfig):
-        super().__init__()
-        D, steps = config.hidden_channels, 3 * config.history + config.horizon + 1
-        self.window = nn.Sequential(nn.Linear(steps, D), nn.ReLU(), nn.Linear(D, D))
-        self.time = nn.Linear(Calendar.width, D, bias=False)
-        self.node = nn.Parameter(0.02 * torch.randn(num_nodes, num_channels, D))
-        self.temporal = nn.ModuleList(_Block(D, config.dropout) for _ in range(config.num_layers))
-        self.hops = config.hops
-        self.spatial = nn.Linear((1 + 2 * config.hops) * D, D)
-
-    def forward(self, window: Tensor, calendar: Tensor, diffusion: Diffusion) -> "Parts":
-        """Return both representations, each ``[B, N, C, D]``.
-
-        Shapes:
-            window: ``[B, N, C, steps]``; calendar: ``[B, calendar.width]``, of the last step.
-        """
-        x = self.window(window) + self.node + self.time(calendar)[:, None, None]
-        temporal = x
-        for block in self.temporal:
-            temporal = temporal + block(temporal)
-        hops = diffusion.hops(x.flatten(2), self.hops)
-        around = [hop.unflatten(2, x.shape[2:]) for hop in hops]
-        spatial = x + torch.relu(self.spatial(torch.cat([x, *around], -1)))
-        return Parts(temporal, spatial)
-
-
-class _Block(nn.Sequential):
-    def __init__(self, channels: int, dropout: float):
-        super().__init__(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(channels, channels),
-        )
-
-
-class Parts(NamedTuple):
-    """The temporal and the spatial side of something, each ``[B, N, C, D]``."""
-
-    temporal: Tensor
-    spatial: Tensor
-
-
-class Anchor(NamedTuple):
-    """What a forecast is relative to: the last value ``[B, N, C]``, usual ones ``[B, F, N, C]``."""
-
-    last: Tensor
-    usual: Tensor
-
-
 class Represented(NamedTuple):
     """Windows inside the network.
 
     Shapes:
-        - **fused**: ``[B, N, C, D]``, what is decoded
+        - **fused**: ``[B, N, C, D]``, what is decoded, under transfer of the shared part alone
         - **shared**, **own**: the two parts of each side; both the whole of it without separation
         - **matches**: of the temporal and the spatial side with the codebook; none without one
         - **anchor**: what the forecasts are relative to
@@ -171,11 +114,15 @@ class SCFSGL(GraphForecaster):
         config, N, C = self.config, len(self.node), len(self.channel_names)
         D = config.hidden_channels
         self.profile = Profile(self.calendar, N, C)
-        self.encoder = Encoder(N, C, config)
-        if config.separation == "conditional":
+        transfer = config.separation == "transfer"
+        self.encoder = self._encoder(None if transfer else (N, C))
+        if config.separation != "off":
             # The encoder as it was before the round, which conditions the masks.
             self.previous = deepcopy(self.encoder).requires_grad_(False)
             self.separation = nn.ModuleDict({side: ConditionalSeparation(D) for side in SIDES})
+        self.own: Correction | None = None
+        if transfer:
+            self.own = Correction(self._encoder((N, C)), D, config.horizon, config.dropout)
         if config.num_prototypes:
             self.codebook = CausalCodebook(config.num_prototypes, D, config.temperature)
             self.query = nn.ModuleDict({side: nn.Linear(D, D) for side in SIDES})
@@ -184,6 +131,13 @@ class SCFSGL(GraphForecaster):
         self.hidden = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Dropout(config.dropout))
         self.usual = nn.Linear(D, config.horizon)
         self.out = nn.Linear(D, config.horizon)
+        self._held: list[SCFSGL] = []  # in a list, so that it is no module of this one
+
+    def _encoder(self, sensors: tuple[int, int] | None) -> Encoder:
+        config = self.config
+        steps = 3 * config.history + config.horizon + 1
+        sizes = config.hidden_channels, config.num_layers, config.hops
+        return Encoder(steps, *sizes, config.dropout, sensors)
 
     def start(self, train: SpatioTemporalSeries) -> Self:
         super().start(train)
@@ -195,8 +149,18 @@ class SCFSGL(GraphForecaster):
 
         In a federation that is the encoder after what the client received was mixed in (ours).
         """
-        if self.config.separation == "conditional":
+        if self.config.separation != "off":
             self.previous.load_state_dict(self.encoder.state_dict())
+
+    def hold_shared(self) -> None:
+        """Under transfer, train the own part from here on against the shared part as it is now.
+
+        For a federation, where the shared part drifts towards the client while it trains and is
+        averaged afterwards, which would leave the own part with the drift undone.
+        """
+        if self.own is not None:
+            self._held = []
+            self._held = [deepcopy(self).eval().requires_grad_(False)]
 
     def represent(self, sample: Sample) -> Represented:
         """Encode, separate, match with the codebook and fuse."""
@@ -204,15 +168,17 @@ class SCFSGL(GraphForecaster):
         calendar = self.calendar(sample.time[:, self.config.history - 1])
         whole = self.encoder(window, calendar, self.diffusion)
         shared = own = whole
-        if self.config.separation == "conditional":
+        if self.config.separation != "off":
             with torch.no_grad():  # and without dropout: the mask is that of a forecast
                 before = self.previous.eval()(window, calendar, self.diffusion)
+            if self.own is not None:
+                own = self.own.encoder(window, calendar, self.diffusion)
             parts = [
-                self.separation[side](f, f_previous)
-                for side, f, f_previous in zip(SIDES, whole, before, strict=True)
+                self.separation[side](f, f_previous, f_own)
+                for side, f, f_previous, f_own in zip(SIDES, whole, before, own, strict=True)
             ]
             shared, own = (Parts(*part) for part in zip(*parts, strict=True))
-            whole = Parts(*(c + o for c, o in parts))
+            whole = shared if self.own is not None else Parts(*(c + o for c, o in parts))
         fused, matches = self.fuse(whole, shared)
         return Represented(fused, shared, own, matches, anchor)
 
@@ -223,8 +189,7 @@ class SCFSGL(GraphForecaster):
             whole, shared: each side ``[B, N, C, D]``.  Returns what is decoded, ``[B, N, C, D]``,
             and the matches of both sides with the codebook, none without one.
         """
-        gate = torch.sigmoid(self.gate(torch.cat([whole.spatial, whole.temporal], -1)))
-        fused = torch.lerp(whole.temporal, whole.spatial, gate)
+        fused = whole.joined(self.gate)
         if not self.config.num_prototypes:
             return fused, ()
         matches = tuple(
@@ -259,24 +224,47 @@ class SCFSGL(GraphForecaster):
         start = torch.lerp(anchor.last[:, None], anchor.usual, share)
         return start + self.out(hidden).permute(0, 3, 1, 2)
 
+    def forecast_of(self, represented: Represented, sample: Sample) -> Tensor:
+        """Return standardised forecasts ``[B, horizon, N, C]`` of windows that are represented.
+
+        Under transfer that is what the shared part tells, which gets no gradient by it, corrected
+        by the own part.  In training it is the shared part that is held (:meth:`hold_shared`).
+        """
+        if self.own is None:
+            return self.decode(represented.fused, represented.anchor)
+        with torch.no_grad():
+            if self.training and self._held:
+                [held] = self._held
+                shared = held.decode(held.represent(sample).fused, represented.anchor)
+            else:
+                shared = self.decode(represented.fused, represented.anchor)
+        return shared + self.own(represented.own, represented.anchor)
+
     def forward(self, sample: Sample) -> Tensor:
         represented = self.represent(sample)
-        return self.decode(represented.fused, represented.anchor)
+        projected = represented._replace(fused=self.projector(represented.fused))
+        return self.forecast_of(projected, sample)
 
     def loss(self, sample: Sample) -> dict[str, Tensor]:
         represented = self.represent(sample)
-        return self.terms(represented, self.decode(represented.fused, represented.anchor), sample)
+        return self.terms(represented, self.forecast_of(represented, sample), sample)
 
     def terms(
         self, represented: Represented, forecast: Tensor, sample: Sample
     ) -> dict[str, Tensor]:
-        """Return the terms of the loss of a forecast: error, alignment, invariance."""
+        """Return the terms of the loss of a forecast: error, alignment, invariance.
+
+        Under transfer there is a term more, the error of the shared part alone.
+        """
         config = self.config
         terms = {"mae": masked_error(forecast, sample)}
+        if self.own is not None:
+            alone = self.decode(represented.fused, represented.anchor)
+            terms["shared"] = masked_error(alone, sample)
         if represented.matches and config.alignment_weight:
             alignment = torch.stack([match.alignment for match in represented.matches])
             terms["codebook"] = config.alignment_weight * alignment.sum()
-        if config.separation == "conditional" and config.invariance_weight:
+        if config.separation != "off" and config.invariance_weight:
             penalty = torch.stack(
                 [self.invariance(part, represented.anchor, sample) for part in represented.shared]
             )

@@ -16,6 +16,7 @@ class ConditionalSeparation(nn.Module):
 
     Shapes:
         - **f**, **f_previous**, both outputs: ``[..., D]``
+        - **f_own**: ``[..., D]``, what the own part is taken from; in the paper it is ``f``
 
     Source:
         SC-FSGL, eq. 4 to 6.  Sigmoid for the mask, ReLU outside and one layer norm with affine
@@ -27,8 +28,10 @@ class ConditionalSeparation(nn.Module):
         self.mask = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, f: Tensor, f_previous: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, f: Tensor, f_previous: Tensor, f_own: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         mask = torch.sigmoid(self.mask(f_previous.detach()))
         shared = torch.relu((1 + self.norm(mask)) * f)
-        own = torch.relu((1 + self.norm(1 - mask)) * f)
+        own = torch.relu((1 + self.norm(1 - mask)) * (f if f_own is None else f_own))
         return shared, own

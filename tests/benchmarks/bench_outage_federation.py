@@ -68,10 +68,10 @@ def main() -> None:
     for newcomer in NEWCOMERS:
         own = {"data.outages.newcomer": newcomer, "data.outages.newcomer_events": FEW}
         runs = run(base.override({**own, "run.compare": "local, feddbp"}))
-        client = clients.names.index(newcomer)
+        client = [one.name for one in clients.territories].index(newcomer)
         maes = [runs[s]["clients"][client]["mae"] for s in columns[:-1]]
         # What expecting nothing is off by is what there was.
-        tested = clients.whole.outages[clients.splits["test"]]
+        tested = clients.whole.outages[clients.territories[0].splits["test"]]
         maes.append(float(tested[:, clients.locations[client]].double().mean()))
         print(f"{newcomer:<14}" + "".join(f"{mae:>20.1f}" for mae in maes), flush=True)
 

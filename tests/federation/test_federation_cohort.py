@@ -83,6 +83,9 @@ class ToldGrid(SimulatedGrid):
     def put_client_states(self, states):
         pass
 
+    def rest_client_states(self, states):
+        pass
+
 
 def facts(partition: int, **changed: int) -> dict[str, int]:
     told = {"partition-id": partition, "num-examples": 4, "in-channels": 5, "num-classes": 3}

@@ -427,6 +427,7 @@ def unlike_defaults() -> dict:
         "data.interactions.names": "user=user_id, item=item_id",
         "data.interactions.item_tables": "films.csv, books.csv",
         "data.interactions.category_separator": " ",
+        "data.interactions.categories": "a, b",
     }
 
 

@@ -11,11 +11,11 @@ from federation.experiment import Experiment
 from federation.learners import Forward, NodeLearner
 from federation.records import to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
-from federation.strategies.dual_branch import DualBranchProjector, split_branches
 from federation.strategies.feddbp import FedDBPExchange, similar_rows
 from federation.strategies.fedproto import FedProtoExchange
 from federation.strategies.fisher import channel_fisher, fit_server_head, scale_rows, server_head
 from federation.strategies.prototypes import PrototypeTable, Upload
+from graphcl.contrast.dual_branch import DualBranchProjector, split_branches
 from graphcl.errors import ConfigError, ReplyError
 
 CLASSES, WIDTH = 4, 10  # a byte holds eight of the ten channels

@@ -142,17 +142,27 @@ def test_pooled_goes_on_after_its_first_round(forecasts, stored, tmp_path, summa
 
 def test_every_name_that_stays_is_one_of_the_network(forecasts):
     experiment = forecasts()
-    weights = ForecastLearner(experiment, 0).model.state_dict()
+    weights = {
+        name
+        for separation in ("conditional", "transfer")
+        for name in ForecastLearner(
+            forecasts(**{"forecast.separation": separation}), 0
+        ).model.state_dict()
+    }
     for name in (*ForecastLearner.own_names(experiment), *ForecastLearner.heads):
         assert any(is_named(weight, [name]) for weight in weights), name
 
 
-def test_fedper_averages_the_encoder_and_leaves_the_last_layers(forecasts, staged, tmp_path):
-    grid = staged(forecasts("fedper", tmp_path))
+@pytest.mark.parametrize("separation", ["conditional", "transfer"])
+def test_fedper_averages_the_encoder_and_leaves_the_last_layers(
+    forecasts, staged, tmp_path, separation
+):
+    grid = staged(forecasts("fedper", tmp_path, **{"forecast.separation": separation}))
     grid.serve()
     [up, *_] = [to_tensors(grid.replies["train", 2, p].content["arrays"]) for p in range(3)]
     whole = set(ForecastLearner(grid.experiment, 0).model.state_dict())
-    home = {n for n in whole if n.split(".")[1] in ("gate", "recall", "hidden", "usual", "out")}
+    last = ("gate", "recall", "hidden", "usual", "out")
+    home = {n for n in whole if n.replace(".own.", ".").split(".")[1] in last}
     assert set(up) == {name for name in whole - home if not of_sensors(name)}
     assert {"network.encoder.spatial.weight", "network.codebook.prototypes"} < set(up)
     for partition in range(3):
@@ -160,13 +170,20 @@ def test_fedper_averages_the_encoder_and_leaves_the_last_layers(forecasts, stage
     assert not torch.equal(kept(grid, 0)["network.out.weight"], kept(grid, 1)["network.out.weight"])
 
 
+@pytest.mark.parametrize("separation", ["conditional", "transfer"])
 @pytest.mark.parametrize("strategy", ["fedavg", "fedper", "scfsgl"])
-def test_clients_start_from_the_servers_weights_and_sensors_of_their_own(forecasts, strategy):
-    experiment = forecasts(strategy)
+def test_clients_start_from_the_servers_weights_and_sensors_of_their_own(
+    forecasts, strategy, separation
+):
+    experiment = forecasts(strategy, **{"forecast.separation": separation})
     models = [ForecastLearner.build(experiment, client, {}, 4) for client in ("server", 0, 1)]
     server, *clients = [shared_weights(model, experiment) for model in models]
     assert all(same(server, client) for client in clients)
-    first, other = (model.network.encoder.node for model in models[1:])
+    networks = [model.network for model in models[1:]]
+    first, other = (
+        (network.encoder if network.own is None else network.own.encoder).node
+        for network in networks
+    )
     assert not torch.equal(first, other)
 
 

@@ -78,9 +78,8 @@ def scales(tensors, prefix: str = "") -> dict[str, torch.Tensor]:
 def own_scales(experiment, partition: int) -> dict[str, torch.Tensor]:
     """Return the scales of a client's own locations and training events, computed apart."""
     clients = clients_of(experiment)
-    newcomer = clients.names[partition] == experiment.data.outages.newcomer
-    train = clients.newcomer_events if newcomer else clients.splits["train"]
-    own = clients.whole.at(clients.locations[partition]).of(train)
+    own = clients.whole.at(clients.locations[partition])
+    own = own.of(clients.territories[partition].splits["train"])
     place = torch.cat([own.static, own.customers[:, None]], 1)
     found = {}
     for name, x in zip(SCALES, (place, own.weather.flatten(0, 1)), strict=True):
@@ -109,8 +108,9 @@ def test_clients_are_the_districts_in_order_and_hold_their_own_locations(outages
     mixed = storms.at(torch.randperm(24, generator=torch.Generator().manual_seed(0)))
     experiment = outages(**stored(mixed))
     clients = clients_of(experiment)
-    assert clients.names == list(dict.fromkeys(mixed.district))
-    for partition, name in enumerate(clients.names):
+    names = [one.name for one in clients.territories]
+    assert names == list(dict.fromkeys(mixed.district))
+    for partition, name in enumerate(names):
         own = [i for i in range(24) if mixed.district[i] == name]
         learner = OutageLearner(experiment, partition)
         for split, events in (("train", TRAIN), ("val", VAL), ("test", TEST)):
@@ -121,6 +121,7 @@ def test_clients_are_the_districts_in_order_and_hold_their_own_locations(outages
         assert learner.facts() == {
             "num-examples": len(TRAIN) * len(own),
             "num-classes": 4,
+            "feature-names": learner.names,
             "static-channels": len(mixed.static_names),
             "weather-channels": len(mixed.weather_names),
         }
@@ -149,8 +150,8 @@ def test_the_report_counts_locations_by_their_worst_severity_in_training(outages
 )
 def test_events_are_split_in_time_or_by_name(outages, keys, splits):
     experiment = outages(**{f"data.outages.{key}": value for key, value in keys.items()})
-    found = clients_of(experiment).splits
-    assert tuple(found[split] for split in ("train", "val", "test")) == splits
+    for one in clients_of(experiment).territories:
+        assert tuple(one.splits[split] for split in ("train", "val", "test")) == splits
 
 
 def test_the_newcomer_trains_on_its_own_events_alone(outages):

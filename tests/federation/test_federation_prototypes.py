@@ -10,7 +10,7 @@ from federation.learners import Forward
 from federation.privacy.table import Privacy
 from federation.records import to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
-from federation.strategies.fedproto import FedProto, alignment, first, nearest
+from federation.strategies.fedproto import FedProto, alignment, first
 from federation.strategies.prototypes import (
     PrototypeTable,
     Upload,
@@ -20,6 +20,7 @@ from federation.strategies.prototypes import (
     weighted_prototypes,
 )
 from graphcl.errors import ReplyError
+from graphcl.nodes import nearest
 
 CLASSES, WIDTH = 4, 3
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)

@@ -293,6 +293,78 @@ def test_a_mean_that_breaks_the_forecast_is_not_taken(exchange):
     assert same(others(exchange.learner), own)
 
 
+# What a client takes where parts are separated by transfer.
+
+
+@pytest.fixture
+def apart(forecasts):
+    """Return ``exchange`` under separation by transfer."""
+    keys = {"train.epochs": 4, "model.dropout": 0.0, "forecast.separation": "transfer"}
+    experiment = forecasts("scfsgl", **keys)
+    return SCFSGLExchange(experiment, ForecastLearner(experiment, 0))
+
+
+def of_own(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return those behind the own part."""
+    return {name: value for name, value in weights.items() if name.startswith("network.own.")}
+
+
+def test_the_shared_part_is_the_mean_whatever_it_does(apart):
+    own = others(apart.learner)
+    mean = {name: value + 9 * normal(*value.shape) for name, value in own.items()}
+    received(apart, mean)
+    found = others(apart.learner)
+    shared = own.keys() - of_own(own).keys()
+    assert shared
+    assert all(torch.equal(found[name], mean[name]) for name in shared)
+
+
+def test_the_own_part_stays_where_the_mean_does_harm(apart):
+    own, error = others(apart.learner), apart.learner.val_error()
+    harmful = {name: 9 * normal(*value.shape) for name, value in of_own(own).items()}
+    assert harmful
+    received(apart, {**own, **harmful})
+    assert same(others(apart.learner), own)
+    assert apart.learner.val_error() == error
+
+
+def test_of_the_mean_of_the_own_part_a_client_takes_the_best_share(apart):
+    learner = apart.learner
+    own, mean = others(learner), trained(apart.experiment)
+    candidates = {}
+    for share in SHARES:
+        mixed = {n: (1 - share) * value + share * mean[n] for n, value in of_own(own).items()}
+        learner.load_weights({**learner.model.state_dict(), **mean, **mixed})
+        candidates[learner.val_error()] = mixed
+    learner.load_weights({**learner.model.state_dict(), **own})
+    received(apart, mean)
+    best = min(candidates)
+    assert learner.val_error() == pytest.approx(best, rel=1e-5)
+    torch.testing.assert_close(others(learner), {**mean, **candidates[best]})
+
+
+def test_the_own_part_trains_on_what_the_mean_leaves_and_not_on_what_it_drifts_to(apart):
+    network, mean = apart.learner.model.network, trained(apart.experiment)
+    received(apart, mean)
+    sample = next(apart.learner._spread("train"))
+    with torch.no_grad():
+        before = network.eval()(sample)
+        network.out.bias += 1.0
+        torch.testing.assert_close(network(sample), before + 1.0)
+        torch.testing.assert_close(network.train()(sample), before)
+
+
+def test_without_separation_all_weights_stay_where_the_mean_does_harm(forecasts):
+    experiment = forecasts("scfsgl", **{"forecast.separation": "off"})
+    exchange = SCFSGLExchange(experiment, ForecastLearner(experiment, 0))
+    own = others(exchange.learner)
+    received(exchange, {name: 9 * normal(*value.shape) for name, value in own.items()})
+    assert same(others(exchange.learner), own)
+
+
+# What stays.
+
+
 def test_what_an_evaluation_takes_is_given_back(forecasts, tmp_path, new_process, monkeypatch):
     """What a learner in memory took to be evaluated is never taken for what stays."""
     monkeypatch.setattr(scfsgl, "SHARES", (0.25,))
@@ -323,12 +395,13 @@ def test_evaluation_leaves_the_stored_state(forecasts, staged, tmp_path):
             assert states["before"]["learner"] is states["after"]["learner"]
 
 
+@pytest.mark.parametrize("separation", ["conditional", "transfer"])
 def test_a_run_in_one_process_is_a_run_that_was_resumed(
-    forecasts, tmp_path, summary_of, new_process, monkeypatch
+    forecasts, tmp_path, summary_of, new_process, monkeypatch, separation
 ):
     """A learner that stays in memory must not keep what an evaluation mixed."""
     monkeypatch.setattr(scfsgl, "SHARES", (0.25,))
-    keys = {"run.rounds": 3, "partition.clients": 2}
+    keys = {"run.rounds": 3, "partition.clients": 2, "forecast.separation": separation}
     LocalGrid(forecasts("scfsgl", tmp_path / "whole", **keys)).serve()
     experiment = forecasts("scfsgl", tmp_path / "resumed", **keys)
     original = RunDirectory.checkpoint

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from graphcl.datasets import confounded_series
-from graphcl.datasets.confounded_series import PERSISTENCE, PROPAGATION
+from graphcl.datasets.confounded_series import (
+    DELAY,
+    ECHO,
+    PERSISTENCE,
+    PROPAGATION,
+    RETENTION,
+)
 from graphcl.errors import DataError
 
 
@@ -76,6 +82,26 @@ def test_confounders_oscillate_at_a_frequency_of_their_client_and_not_of_the_day
     assert len(set(peaks)) == len(peaks)
 
 
+def test_of_opposite_laws_one_repeats_what_moves_a_confounder_and_the_next_undoes_it(clients):
+    echoes = []
+    for client, other in zip(confounded_series(4, laws="opposite"), clients, strict=True):
+        assert torch.equal(client.shared, other.shared)
+        c = client.confounder.double().mean(dim=1).numpy()
+        moves = c[1:] - RETENTION * c[:-1]
+        before = moves[:-DELAY]
+        echoes.append(before @ moves[DELAY:] / (before @ before))
+        for lag in (1, 5):
+            assert np.corrcoef(moves[:-lag], moves[lag:])[0, 1] == pytest.approx(0, abs=0.15)
+    assert echoes == pytest.approx([ECHO, -ECHO, ECHO, -ECHO], abs=0.03)
+
+
+def test_of_opposite_laws_and_half_an_hour_neither_part_hides_the_other_or_tells_it():
+    for client in confounded_series(4, interval=1800, laws="opposite"):
+        parts = [part[DELAY:] - part[:-DELAY] for part in (client.shared, client.confounder)]
+        assert 0.4 < parts[0].std() / parts[1].std() < 2
+        assert abs(np.corrcoef(*(part.flatten().numpy() for part in parts))[0, 1]) < 0.2
+
+
 def test_the_factor_on_the_confounder_leaves_the_rest_alone(clients):
     double = confounded_series(1, confounding=2.0)[0]
     torch.testing.assert_close(double.confounder, 2 * clients[0].confounder)
@@ -94,6 +120,7 @@ def test_small_clients_are_legal(sizes):
         *({name: 0} for name in ("num_clients", "num_nodes", "num_steps", "interval")),
         {"noise": -0.1},
         {"confounding": math.nan},
+        {"laws": "alike"},
     ],
     ids=str,
 )

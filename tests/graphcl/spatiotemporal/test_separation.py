@@ -81,3 +81,11 @@ def test_the_round_before_conditions_and_is_not_trained(module) -> None:
     idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
     assert not torch.allclose(module(f, -f_previous)[0], module(f, f_previous)[0])
+
+
+def test_the_own_part_may_be_taken_from_another_representation(module) -> None:
+    f, f_previous = representations()
+    other = noise(2, 3, D, seed=12).double()
+    shared, own = module(f, f_previous, other)
+    assert torch.equal(shared, module(f, f_previous)[0])
+    assert torch.equal(own, module(other, f_previous)[1])

@@ -1,7 +1,11 @@
 """FedDBP's projector: one branch for fidelity to prototypes, one for telling classes apart."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from graphcl.errors import GraphCLError
 
 
 class DualBranchProjector(nn.Module):
@@ -67,3 +71,21 @@ def split_branches(z: Tensor, fuse: str) -> tuple[Tensor, Tensor]:
         return z, z
     half = z.size(-1) // 2
     return z[..., :half], z[..., half:]
+
+
+def projector_header(projector: nn.Module) -> dict[str, Any] | None:
+    """Return what :func:`projector_of` builds a stored model's projector from; None without one.
+
+    Raises:
+        GraphCLError: It is of a kind that could not be built again.
+    """
+    if isinstance(projector, nn.Identity):
+        return None
+    if not isinstance(projector, DualBranchProjector):
+        raise GraphCLError(f"a {type(projector).__name__} behind an embedding cannot be stored")
+    return {"channels": projector.align.in_features, "fuse": projector.fuse}
+
+
+def projector_of(header: dict[str, Any] | None) -> nn.Module:
+    """Inverse of :func:`projector_header`, but for the weights."""
+    return nn.Identity() if header is None else DualBranchProjector(**header)

@@ -1,0 +1,100 @@
+"""What Flower's commands are changed by: the guard of the SuperLink, the haste of the SuperNode."""
+
+import asyncio
+import time
+
+import pytest
+
+from federation.deploy import pace as pace_module
+from federation.deploy import supernode
+from federation.deploy.pace import Pace
+from federation.deploy.superlink import Guard
+from graphcl.errors import FederationError
+
+LIMIT = 1000
+
+
+def status_of(path: str, *, client: str = "10.0.0.7", length: str | None = "10") -> int:
+    """Return the status of a request through the guard; 200 = it was let through."""
+    sent: list[dict] = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [] if length is None else [(b"content-length", length.encode())]
+    scope = {"type": "http", "path": path, "client": (client, 5000), "headers": headers}
+    asyncio.run(Guard(app, LIMIT)(scope, None, send))
+    return sent[0]["status"]
+
+
+@pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/v1/fleet/push-object", "/health"])
+@pytest.mark.parametrize("client", ["10.0.0.7", "127.0.0.1"])
+def test_nodes_are_served_from_anywhere(path, client):
+    assert status_of(path, client=client) == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/push-messages",
+        "/docs",
+        "/openapi.json",
+        "/v1/responses",
+        "/v1/Fleet/pull-messages",
+        "/",
+    ],
+)
+def test_all_else_is_for_the_server_itself(path):
+    """A stranger who could submit a run would have its code run by the server."""
+    assert status_of(path) == 403
+    assert status_of(path, client="::1") == 200
+
+
+def test_nobody_registers_a_key_for_itself():
+    assert status_of("/v1/fleet/register-node") == 403
+    assert status_of("/v1/fleet/register-node", client="127.0.0.1") == 403
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("1000", 200), ("1001", 413), ("99999999999999", 413), (None, 411), ("-1", 411), ("x", 411)],
+)
+def test_a_request_of_a_node_is_bounded_before_it_is_read(length, status):
+    assert status_of("/v1/fleet/push-object", length=length) == status
+
+
+def test_the_waits_of_flowers_loop_are_those_that_are_shortened(monkeypatch):
+    """A new version of Flower that waits otherwise must not go unnoticed."""
+    from importlib import import_module
+
+    loop = import_module(supernode._LOOP)
+    monkeypatch.setattr(loop, "time", time)
+    supernode.hasten()
+    assert isinstance(loop.time, supernode._QuickClock)
+    monkeypatch.setattr(supernode, "_WAITS", ["sleep(5)"])
+    with pytest.raises(FederationError, match="waits for messages otherwise"):
+        supernode.hasten()
+
+
+def test_waits_grow_while_nothing_is_found_and_are_short_again_after(monkeypatch):
+    now, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace_module.time, "sleep", sleep)
+    pace = Pace(0.1, 3.0)
+    for _ in range(200):
+        pace.wait()
+    assert slept == sorted(slept)
+    assert (slept[0], slept[-1]) == (0.1, 3.0)
+    pace.found()
+    pace.wait()
+    assert slept[-1] == 0.1
