@@ -400,6 +400,7 @@ def unlike_defaults() -> dict:
         "data.num_classes": 7,
         "task.name": "pretrain",
         "simulation.gpus_per_client": 0.0,
+        "simulation.batch_clients": 0,
         "pretrain.method": "grace",
         "pretrain.aspect.policy": "global",
         "pretrain.aspect.fusion": "concat",
