@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
 _GAP = 0.05  # of the longest queue: what is less is not worth a move
+_LESS = 1 - 1e-6  # of a gap: what fills it but for rounding would move to and fro for ever
 
 
 def share_out(
@@ -33,7 +34,7 @@ def share_out(
         gap = queues[longest] - queues[shortest]
         if gap <= _GAP * queues[longest]:
             return served_by
-        movable = [c for c, w in served_by.items() if w == longest and cost[c] < gap]
+        movable = [c for c, w in served_by.items() if w == longest and cost[c] < _LESS * gap]
         if not movable:
             return served_by
         moved = min(movable, key=lambda c: (abs(gap / 2 - cost[c]), c))

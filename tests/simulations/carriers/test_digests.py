@@ -18,7 +18,7 @@ from federation.run_directory import RunDirectory
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import ActorPool, RayCarrier, RayGrid
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 PERSONAL = {
     "model.encoders": "gcn, mlp",
@@ -35,7 +35,7 @@ BATCHED = {
     "strategy.name": "fedavg",
     "simulation.batch_clients": 2,
 }
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
+SEEDS = range(20)
 
 
 class Few:
