@@ -86,5 +86,6 @@ def test_forecasts_share_the_last_layers_too(forecasts, staged, tmp_path):
     grid.serve()
     names = set(sent(grid.replies["train", 1, 0]))
     heads = LEARNERS["forecast"].heads
-    assert all(any(is_named(name, [head]) for name in names) for head in heads)
+    held = [head for head in heads if not head.startswith("network.own.")]  # of transfer alone
+    assert all(any(is_named(name, [head]) for name in names) for head in held)
     assert all(is_named(name, heads) for name in names)
