@@ -114,7 +114,7 @@ def test_dealt_users_share_the_items_and_keep_nothing(shops, staged, tmp_path):
     up = to_tensors(grid.replies["train", 2, 0].content["arrays"])
     assert set(up) == set(RecommendLearner(grid.experiment, 0).model.state_dict())
     assert up["network.item.weight"].shape == (41, 8)
-    assert all(len(context.state) == 0 for context in grid.contexts.values())
+    assert all(len(grid.contexts[partition].state) == 0 for partition in range(3))
 
 
 def test_the_vectors_of_dealt_users_stay(shops, staged, with_user_tables, tmp_path):

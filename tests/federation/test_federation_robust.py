@@ -96,7 +96,11 @@ def test_order_of_the_holders_does_not_matter(held, rule, data):
 
 
 @EXAMPLES
-@given(held=classes(), rule=st.sampled_from(ROBUST), shift=st.floats(-5, 5))
+@given(
+    held=classes(),
+    rule=st.sampled_from(ROBUST),
+    shift=st.integers(-20, 20).map(lambda n: n / 4),  # exact, so that ties stay ties for Krum
+)
 def test_moving_and_turning_all_values_moves_and_turns_the_result(held, rule, shift):
     values, weights = held
     table = RobustTable(rule=rule)

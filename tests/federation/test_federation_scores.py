@@ -27,9 +27,9 @@ def outages(monkeypatch):
             "rmse": 2 * ERRORS[client],
         }
 
-    def remember(learner, experiment, partition, projector=None):
+    def remember(learner, experiment, partition, *others, **named):
         learner.client = partition
-        build(learner, experiment, partition, projector)
+        build(learner, experiment, partition, *others, **named)
 
     build = NodeLearner.__init__
     monkeypatch.setitem(SCORES, "classify", SCORES["outages"])
