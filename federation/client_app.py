@@ -30,6 +30,11 @@ from graphcl.training import seed_everything
 
 app = ClientApp()
 
+# In which a site need not have agreed: where things lie, and how long to wait for whom.
+_INCIDENTAL = (
+    *("run.name", "run.directory", "run.compare", "run.timeout", "run.min_success"),
+    "data.root",
+)
 LEARNER = "learner"  # the record in which an exchange's state lies
 
 
@@ -203,7 +208,7 @@ def _seen_by(context: Context) -> tuple[Experiment, int]:
 
 def _check_agreed(experiment: Experiment, config: str) -> None:
     """Refuse to take part in another experiment than the one in this node's own file."""
-    differ = experiment.differing(_agreed(config))
+    differ = experiment.differing(_agreed(config), _INCIDENTAL)
     if differ:
         raise FederationError(
             f"this site agreed to another experiment: the run differs in {', '.join(differ)} from "

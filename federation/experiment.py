@@ -7,7 +7,7 @@ tables are in :mod:`federation.tables`; here is what spans them, and the way in 
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,11 +41,6 @@ Scalar = bool | int | float | str
 
 # The one key of the simulation that changes figures: sums are rounded in another order.
 _COUNTED = ("simulation.batch_clients",)
-# Where things lie, and how long to wait for whom.
-_INCIDENTAL = (
-    *("run.name", "run.directory", "run.compare", "run.timeout", "run.min_success"),
-    "data.root",
-)
 
 
 class Experiment(Table):
@@ -132,14 +127,19 @@ class Experiment(Table):
             )
         return self.model_copy(update={"data": OwnData(**dict(self.data), own=data)})
 
-    def differing(self, other: "Experiment") -> list[str]:
-        """Return the keys in which two experiments differ that change figures, or what is sent."""
+    def differing(self, other: "Experiment", free: Collection[str]) -> list[str]:
+        """Return the keys in which two experiments differ that change figures, or what is sent.
+
+        Args:
+            other: The other experiment.
+            free: Keys in which they may; where and how a simulation runs they always may.
+        """
         ours, theirs = self.flat(), other.flat()
         return [
             key
             for key in ours
             if ours[key] != theirs[key]
-            and key not in _INCIDENTAL
+            and key not in free
             and (key in _COUNTED or not key.startswith("simulation."))
         ]
 

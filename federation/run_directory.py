@@ -43,8 +43,6 @@ Line = dict[str, Any]
 _UNCOUNTED = ("seconds", "reason", "evaluation")
 # Keys in which a resumed run may differ from its first half: they change no result.
 _FREE = ("run.directory", "run.rounds", "run.compare", "run.timeout", "run.min_success")
-# The one key of the simulation that does: sums are rounded in another order.
-_COUNTED = ("simulation.batch_clients",)
 _PACKAGES = ("graphcl", "torch", "torch-geometric", "flwr", "ray", "numpy", "scipy", "networkx")
 
 
@@ -136,15 +134,7 @@ class RunDirectory:
         self._manifest.parent.mkdir(parents=True, exist_ok=True)
         config = self.path / "config.toml"
         if config.exists():
-            theirs, ours = load_experiment(config).flat(), experiment.flat()
-            differ = [
-                key
-                for key in ours
-                if ours[key] != theirs[key]
-                and key not in _FREE
-                and (not key.startswith("simulation.") or key in _COUNTED)
-            ]
-            if differ:
+            if differ := experiment.differing(load_experiment(config), _FREE):
                 raise FederationError(
                     f"{self.path} holds the run of another experiment: it differs in "
                     f"{', '.join(differ)}; choose another run.directory"

@@ -43,7 +43,8 @@ TASKS = {
     "outages": {
         "task.name": "outages",
         "data.source": "storms",
-        "partition.scheme": "counties",
+        "data.outages.districts": 2,
+        "partition.scheme": "natural",
         "strategy.name": "fedavg",
     },
 }

@@ -89,7 +89,7 @@ class WatchedRun(RunDirectory):
         self._counted = [line["partition"] for line in lines if line.get("status") == "ok"]
         super().record(lines)
 
-    def checkpoint(self, server_round: int, arrays: ArrayRecord, *state: object) -> None:  # type: ignore[override]
+    def checkpoint(self, server_round: int, arrays: ArrayRecord, *state: object):  # type: ignore[override]
         if self._counted:
             contents = [self.grid.replies[partition] for partition in self._counted]
             weights = [float(c["metrics"]["num-examples"]) for c in contents]
@@ -99,9 +99,10 @@ class WatchedRun(RunDirectory):
                 expected = sum(w * t[name].double() for w, t in parts) / sum(weights)
                 self.deviation = max(self.deviation, float((weight - expected).abs().max()))
             self.checked += 1
-        super().checkpoint(server_round, arrays, *state)  # type: ignore[arg-type]
+        stored = super().checkpoint(server_round, arrays, *state)  # type: ignore[arg-type]
         if server_round in self.stops:
             raise StoppedError
+        return stored
 
 
 def main() -> None:

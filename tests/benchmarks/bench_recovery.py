@@ -70,16 +70,18 @@ def federate(experiment: Experiment, rounds: int) -> list[ForecastLearner]:
     """Train all clients; return them as they stand after the last aggregate."""
     forget_learners()
     grid, algorithm = LocalGrid(experiment), ALGORITHMS[experiment.strategy.name]
-    nodes = dict(zip(grid.get_node_ids(), grid.contexts, strict=True))
+    nodes = {node: partition for partition, node in enumerate(grid.get_node_ids())}
     strategy = algorithm.strategy(experiment, Facts(nodes, {}, experiment.forecast.num_prototypes))
     for server_round in range(1, rounds + 1):
         messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
         strategy.aggregate_train(server_round, grid.send_and_receive(messages))
     learners = []
-    for partition, context in grid.contexts.items():
+    for partition in nodes.values():
         learners.append(ForecastLearner(experiment, partition))
         exchange = algorithm.exchange(experiment, learners[-1])
-        for state in context.state.array_records.values():  # none before the first round
+        for state in grid.contexts[
+            partition
+        ].state.array_records.values():  # none before the first round
             exchange.load_state(to_tensors(state))
         exchange.receive(RecordDict(dict(strategy.content_for(partition))))
     return learners
