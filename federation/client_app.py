@@ -22,7 +22,7 @@ from federation.experiment import Experiment, Scalar, load_experiment
 from federation.learners import LEARNERS, ImageLearner, NodeLearner
 from federation.learners.base import clear_benches, copied
 from federation.privacy.masking import hide, new_key
-from federation.records import check_finite, to_arrays, to_tensors
+from federation.records import check_finite, round_of, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Exchange
 from federation.together import fit_together
 from graphcl.errors import FederationError, GraphCLError
@@ -60,7 +60,7 @@ def train(message: Message, context: Context) -> Message:
     def answer() -> RecordDict:
         with exchange_of(context, keep=True) as exchange:
             started = time.perf_counter()
-            server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+            server_round = round_of(message.content)
             partition = int(context.node_config["partition-id"])
             exchange.receive(message.content)
             seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)

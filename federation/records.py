@@ -94,6 +94,11 @@ def from_bytes(data: bytes) -> RecordDict:
     return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that what a server sent is about."""
+    return int(content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+
+
 def num_bytes(content: RecordDict) -> int:
     """Return the size of a content on the wire, in bytes."""
     return int(recorddict_to_proto(content).ByteSize())

@@ -16,7 +16,7 @@ from federation.experiment import Experiment, load_experiment
 from federation.learners.outages import OutageNetwork
 from federation.learners.pretraining import PretrainingModel
 from federation.learners.territories import territory_of
-from federation.records import from_bytes
+from federation.records import from_bytes, round_of
 from federation.run_directory import Checkpoint, RunDirectory
 from federation.strategies import ALGORITHMS, Exchange
 from federation.strategies.base import MessageStrategy
@@ -90,7 +90,7 @@ def export_site(bundle: Path, out: Path) -> Path:
     context.state = state
     with exchange_of(context, keep=False) as exchange:
         exchange.receive(content)
-        number = int(content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+        number = round_of(content)
         write_model(exchange, site.partition, number, out / site.name)
     return out / site.name
 

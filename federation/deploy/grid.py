@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 
 from federation.deploy.envelope import MESSAGE_TYPE, Answer, Order, reply_of
 from federation.deploy.registry import Site
+from federation.records import round_of
 from graphcl.errors import ReplyError
 
 _LOOK_SECONDS = 0.1  # between looks for replies
@@ -324,4 +325,4 @@ def _trained_round(message: Message) -> int:
     """Return the round that a message trains for; 0 where it is about something else."""
     if message.metadata.message_type != MessageType.TRAIN:
         return 0
-    return int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    return round_of(message.content)

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from federation.records import round_of
 from graphcl.errors import ReplyError
 
 Words = npt.NDArray[np.uint64]
@@ -148,7 +149,7 @@ def hide(reply: RecordDict, sent: RecordDict, state: RecordDict, client: int, cl
     kept = state.config_records.get(_STATE)
     if kept is None:
         raise ReplyError("this node has lost its key of the run; resume the run, or start it anew")
-    server_round, last = int(sent.config_records["config"]["server-round"]), int(kept["round"])  # type: ignore[arg-type]
+    server_round, last = round_of(sent), int(kept["round"])  # type: ignore[arg-type]
     if server_round <= last:
         raise ReplyError(
             f"round {server_round} was asked for after round {last}, whose mask is used up; "

@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from federation.experiment import Experiment
 from federation.faults import ailments
+from federation.records import round_of
 from federation.server_app import app as server_app
 
 _SERVER_NODE = 0
@@ -172,8 +173,7 @@ def ailment_of(message: Message, experiment: Experiment) -> str:
     """Return how a client's process is to fail under a message; empty where it is not."""
     if not experiment.faults.of_processes or message.metadata.message_type != MessageType.TRAIN:
         return ""
-    server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-    return ailments(experiment, server_round).get(partition_of(message), "")
+    return ailments(experiment, round_of(message.content)).get(partition_of(message), "")
 
 
 def error_reply(message: Message, reason: str) -> Message:
