@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    validate_object_content,
+)
 
 from federation.records import (
     check_finite,
@@ -62,6 +67,18 @@ def content() -> RecordDict:
             "config": ConfigRecord({"server-round": 4, "text": "ü", "blob": b"\0", "yes": True}),
         }
     )
+
+
+def test_a_superlink_takes_every_object_of_a_content():
+    content = RecordDict({"arrays": to_arrays({name: TENSORS[name] for name in sorted(TENSORS)})})
+    objects = get_all_nested_objects(content)
+    for stored in objects.values():
+        validate_object_content(stored.deflate())
+    kinds = [type(stored).__qualname__ for stored in objects.values()]
+    assert kinds.count("Array") > 1
+    pieces = {key: stored.deflate() for key, stored in objects.items()}
+    again = inflate_object_from_contents(content.object_id, pieces)
+    assert to_bytes(again) == to_bytes(content)
 
 
 def test_bytes_return_the_whole_content():
