@@ -21,6 +21,7 @@ import tomli_w
 
 from graphcl.errors import FederationError
 
+_PARENT = "GRAPHCL_PARENT"  # environment variable: who started a process
 SAFE_SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -104,7 +105,7 @@ def start_logged(
     with os.fdopen(os.open(log, flags, 0o600), "wb") as file:
         return subprocess.Popen(  # noqa: S603
             command,
-            env=dict(variables),
+            env={**variables, _PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -177,12 +178,19 @@ def stop_family(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECON
 
 def end_with_parent() -> None:
     """Let this process end, as by Ctrl-C, when the one that started it is gone."""
-    parent = os.getppid()
+    # Told by it, since it may be gone before this process looks.
+    parent = int(os.environ.get(_PARENT, os.getppid()))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell has put behind it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    main = threading.main_thread().ident
+    assert main is not None  # noqa: S101 - it runs
 
     def follow() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
-        signal.raise_signal(signal.SIGINT)
+        # To the main thread, which may be in a long wait that nothing else ends.
+        signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=follow, daemon=True).start()
 

@@ -1,7 +1,13 @@
 """What a site keeps, and what it makes of envelopes."""
 
+import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
@@ -171,3 +177,43 @@ def test_random_bytes_are_never_more_than_a_reply_error():
             continue
         assert all(isinstance(reply, RecordDict) for reply in replies)
     assert from_bytes(bytes(good))
+
+
+HELPER = """
+import sys, time
+from federation.deploy.processes import end_with_parent
+time.sleep(float(sys.argv[1]))
+end_with_parent()
+time.sleep(600)
+"""
+STARTER = """
+import os, signal, sys, time
+from pathlib import Path
+from federation.deploy.processes import start_logged
+if sys.argv[3] == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+command = [sys.executable, "-c", sys.argv[1], sys.argv[4]]
+helper = start_logged(command, Path(sys.argv[2]), os.environ)
+print(helper.pid, flush=True)
+time.sleep(float(sys.argv[5]))
+os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("interrupts", ["heard", "ignored"])
+@pytest.mark.parametrize(("loads", "lives"), [(0.0, 3.0), (3.0, 0.0)], ids=["later", "at once"])
+def test_no_helper_outlives_the_process_that_started_it(tmp_path, interrupts, loads, lives):
+    """Whether that ends later or while the helper still loads, and in the background of a shell."""
+    arguments = [HELPER, str(tmp_path / "log"), interrupts, str(loads), str(lives)]
+    command = [sys.executable, "-c", STARTER, *arguments]
+    started = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    helper = int(started.stdout)
+    try:
+        deadline = time.monotonic() + 30
+        while psutil.pid_exists(helper):
+            assert time.monotonic() < deadline, "the helper is still there"
+            time.sleep(0.05)
+    finally:
+        if psutil.pid_exists(helper):
+            os.kill(helper, signal.SIGKILL)
+    assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
