@@ -27,6 +27,7 @@ SAFE_SETTINGS = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ADDRESS": "local",  # no cluster that happens to run on this machine
 }
 CONNECTION = "graphcl"
 MAX_BYTES = "GRAPHCL_MAX_BYTES"  # variable: the largest request to a SuperLink in bytes
@@ -49,9 +50,8 @@ def environment(home: Path, own: Mapping[str, str] | None = None) -> dict[str, s
         home: Their FLWR_HOME.
         own: Further variables.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {
-        **inherited,
+        **os.environ,
         **SAFE_SETTINGS,
         "FLWR_HOME": str(home),
         # Flower starts its commands by their bare names.

@@ -236,7 +236,11 @@ def test_ctrl_c_under_flower_leaves_no_process_behind(tiny, tmp_path) -> None:
         process.kill()
 
 
-def test_flower_agrees_with_the_local_carrier_and_its_superlink_is_stopped(tiny) -> None:
+def test_flower_agrees_with_the_local_carrier_and_its_superlink_is_stopped(
+    tiny, ray_folder
+) -> None:
+    # As if a cluster ran on this machine: it is left alone.
+    (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
     local = tiny(UNLIKE, folder="local")
     run_locally(local)
     experiment = tiny({**UNLIKE, "simulation.actors": 2}, folder="flower")

@@ -21,7 +21,7 @@ def digest(experiment: Experiment) -> str:
     return json.loads((Path(experiment.run.directory) / "summary.json").read_text())["digest"]
 
 
-def test_ray_joins_a_running_cluster_and_leaves_it_running(tiny) -> None:
+def test_ray_joins_a_running_cluster_and_leaves_it_running(tiny, ray_folder) -> None:
     local = tiny(UNLIKE, folder="local")
     LocalGrid(local).serve()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
