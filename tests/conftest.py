@@ -1,6 +1,7 @@
 """What several rooms' tests share: a tiny experiment, and the root of the real data."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ TINY: dict[str, Any] = {
     "run.seed": 3,
     "simulation.engine": "local",
 }
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C seriously: what a shell has put behind it ignores it, and so do its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
