@@ -176,8 +176,7 @@ def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     if keeps:
         if keep:
             state = exchange.state()
-            for name, tensor in state.items():
-                check_finite(name, tensor)  # a node must not keep what it could not recover from
+            check_finite(state)  # a node must not keep what it could not recover from
             context.state[LEARNER] = stored = to_arrays(state)
         learner.holds = stored if keep or not exchange.mixes else None
     else:

@@ -42,7 +42,7 @@ def probe(
     search: Annotated[
         bool,
         typer.Option(
-            "--search", help="Tune on validation nodes over the file's [search] table instead."
+            "--search", help="Tune on validation nodes over the file's \\[search] table instead."
         ),
     ] = False,
     perturb: Annotated[

@@ -174,7 +174,7 @@ def check_upload(
             dtype, shape = torch.uint8, (held, -(-width // 8))
         check_dtype(name, tensors[name], dtype)
         check_shape(name, tensors[name], shape)
-        check_finite(name, tensors[name])
+    check_finite(tensors)
     if held and not (int(classes.min()) >= 0 and int(classes.max()) < facts.num_classes):
         raise ReplyError(f"a class id lies outside 0..{facts.num_classes - 1}")
     if len(classes.unique()) != held:

@@ -162,7 +162,7 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     rows = experiment.forecast.num_prototypes
     check_shape("prototypes", codebook["prototypes"], (rows, experiment.model.embedding_channels))
     check_dtype("prototypes", codebook["prototypes"], torch.float32)
-    check_finite("prototypes", codebook["prototypes"])
+    check_finite(codebook)
     check_shape("support", codebook["support"], (rows,))
     check_dtype("support", codebook["support"], torch.int64)
     if bool((codebook["support"] < 0).any()):
@@ -177,7 +177,7 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     for name, tensor in weights.items():
         check_dtype(name, tensor, ours[name].dtype)
         check_shape(name, tensor, tuple(ours[name].shape))
-        check_finite(name, tensor)
+    check_finite(weights)
 
 
 SCFSGL = Algorithm(SCFSGLExchange, SCFSGLStrategy, ("codebook", "weights"), _check)

@@ -119,11 +119,11 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
             f"expected the arrays {sorted(arrays)}, got {sorted(received or {})}: "
             "the client holds another model"
         )
-    ours = to_tensors(arrays)
-    for name, tensor in to_tensors(received).items():
+    ours, theirs = to_tensors(arrays), to_tensors(received)
+    for name, tensor in theirs.items():
         check_dtype(name, tensor, ours[name].dtype)
         check_shape(name, tensor, tuple(ours[name].shape))
-        check_finite(name, tensor)
+    check_finite(theirs)
 
 
 # Cohorts are drawn by the round loop; the strategy trains every node it is shown.
