@@ -105,27 +105,40 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
             exchange = _exchange(context)
             learner = exchange.learner
             assert isinstance(learner, NodeLearner)  # noqa: S101 - a combination of keys says so
+            _recall(exchange, context)
             exchange.receive(message.content)
-            ready.append((position, exchange, learner, copied(learner.bench.weights)))
+            ready.append((position, exchange, learner, copied(learner.state())))
         except Exception as error:
             replies[position] = _failed(message, context, error)
-    trained = fit_together([entry[2] for entry in ready], [entry[3] for entry in ready])
+    exchanges = [entry[1] for entry in ready]
+    trained = fit_together(
+        [entry[2] for entry in ready],
+        [entry[3] for entry in ready],
+        lambda out, owners: type(exchanges[0]).penalties(exchanges, out, owners),
+    )
     for (position, exchange, learner, _), result in zip(ready, trained, strict=True):
         message, context = messages[position], contexts[position]
-        if isinstance(result, GraphCLError):
-            replies[position] = _failed(message, context, result)
-            continue
-        weights, loss = result
-        learner.load_weights(weights)
-        content = exchange.reply()
-        metrics = {
-            "partition-id": int(context.node_config["partition-id"]),
-            "num-examples": learner.facts()["num-examples"],
-            "loss": loss,
-            "seconds": (time.perf_counter() - started) / len(messages),
-        }
-        content["metrics"] = MetricRecord(dict(metrics))
-        replies[position] = Message(content, reply_to=message)
+        try:
+            if isinstance(result, GraphCLError):
+                raise result
+            state, loss = result
+            learner.take_bench()
+            learner.load_state(state)
+            partition = int(context.node_config["partition-id"])
+            server_round = round_of(message.content)
+            seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
+            content = exchange.reply()
+            metrics = {
+                "partition-id": partition,
+                "num-examples": learner.facts()["num-examples"],
+                "loss": loss,
+                "seconds": (time.perf_counter() - started) / len(messages),
+            }
+            content["metrics"] = MetricRecord(dict(metrics))
+            _remember(exchange, context, keep=True)
+            replies[position] = Message(content, reply_to=message)
+        except Exception as error:
+            replies[position] = _failed(message, context, error)
     return [replies[position] for position in range(len(messages))]
 
 
@@ -165,22 +178,32 @@ def _partition(context: Context, experiment: Experiment) -> int:
 def exchange_of(context: Context, keep: bool) -> Iterator[Exchange]:
     """Bring the node's learner to the state in its context; write it back if asked."""
     exchange = _exchange(context)
-    experiment, learner = exchange.experiment, exchange.learner
-    stored = context.state.array_records.get(LEARNER)
+    _recall(exchange, context)
+    yield exchange
+    _remember(exchange, context, keep)
+
+
+def _recall(exchange: Exchange, context: Context) -> None:
+    """Bring a learner at the workbench to the state in its node's context, if it keeps one."""
+    learner, stored = exchange.learner, context.state.array_records.get(LEARNER)
     # The learner still holds this very state where the last message came to the same process.
-    keeps = exchange.keeps(experiment)
-    if keeps and (stored is None or learner.holds is not stored):
+    if exchange.keeps(exchange.experiment) and (stored is None or learner.holds is not stored):
         exchange.start() if stored is None else exchange.load_state(to_tensors(stored))
     learner.holds = None
-    yield exchange
-    if keeps:
-        if keep:
-            state = exchange.state()
-            check_finite(state)  # a node must not keep what it could not recover from
-            context.state[LEARNER] = stored = to_arrays(state)
-        learner.holds = stored if keep or not exchange.mixes else None
-    else:
+
+
+def _remember(exchange: Exchange, context: Context, keep: bool) -> None:
+    """Write a learner's state to its node's context, if it keeps one and is to keep this."""
+    learner = exchange.learner
+    if not exchange.keeps(exchange.experiment):
         learner.reset_optimizer()  # thousands of clients cannot all hold moments that none reads
+        return
+    if keep:
+        state = exchange.state()
+        check_finite(state)  # a node must not keep what it could not recover from
+        context.state[LEARNER] = to_arrays(state)
+    if keep or not exchange.mixes:
+        learner.holds = context.state.array_records.get(LEARNER)
 
 
 def _exchange(context: Context) -> Exchange:

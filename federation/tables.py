@@ -33,10 +33,10 @@ STRATEGIES = (
 _AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
 # One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
 WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
-# Their clients keep nothing and add nothing to the loss.
-BATCHED_STRATEGIES = ("fedavg", *ROBUST_STRATEGIES)
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
+# What they add to the losses of several clients can be told from one pass over all samples.
+BATCHED_STRATEGIES = ("fedavg", "local", *ROBUST_STRATEGIES, *PROTOTYPE_STRATEGIES)
 # Their server reads sums over clients alone, so that these may be masked.
 SUMMED_STRATEGIES = ("fedproto", "feddbp")
 # Ways of dividing that read the classes alone.
@@ -410,7 +410,7 @@ class Simulation(Table):
     address: str = key("", "address of an existing Ray cluster; empty = start one")
     batch_clients: int = key(
         0,
-        "small clients that train as one batch, for perceptrons without dropout whose weights are "
-        "averaged; results differ from those of single clients by rounding; 0 = each alone",
+        "small clients that train as one batch, for perceptrons without dropout; results differ "
+        "from those of single clients by rounding; 0 = each alone",
         ge=0,
     )

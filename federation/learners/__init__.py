@@ -2,7 +2,7 @@
 
 from federation.experiment import Experiment
 from federation.learners.albums import Albums, albums
-from federation.learners.base import Forward, LabelledLearner, Learner, Projector
+from federation.learners.base import Forward, LabelledLearner, Learner, Owners, Projector
 from federation.learners.classification import ClassificationLearner
 from federation.learners.forecasting import ForecastLearner
 from federation.learners.graphs import ClientGraphs, client_graphs
@@ -67,6 +67,7 @@ __all__ = [
     "Learner",
     "NodeLearner",
     "OutageLearner",
+    "Owners",
     "Platforms",
     "PretrainingLearner",
     "Projector",

@@ -26,6 +26,35 @@ class Forward(NamedTuple):
         return Forward(self.embedding[mask], self.logits[mask], self.y[mask])
 
 
+class Owners(NamedTuple):
+    """Whose the samples of a pass are, where several clients share it."""
+
+    client: Tensor  # [num_samples], which one's
+    clients: int
+
+    @classmethod
+    def one(cls, y: Tensor) -> "Owners":
+        """Return that all samples, of classes ``y``, are those of one client."""
+        return cls(torch.zeros_like(y), 1)
+
+    def mean(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the mean of every client's samples, of which only some may count.
+
+        Args:
+            values: Zero where a sample does not count.
+            counted: Which do; all by default.
+
+        Shapes:
+            - **values**, **counted**: ``[num_samples]``
+            - **output**: ``[clients]``, 0 for a client without a sample that counts
+        """
+        client = self.client if counted is None else self.client[counted]
+        if self.clients == 1:
+            return values.sum()[None] / max(len(client), 1)
+        number = torch.bincount(client, minlength=self.clients).clamp(min=1)
+        return values.new_zeros(self.clients).index_add(0, self.client, values) / number
+
+
 Penalty = Callable[[Forward], Mapping[str, Tensor]]
 Predict = Callable[[Forward], Mapping[str, Tensor]]
 Projector = Callable[[int], nn.Module]

@@ -1,9 +1,9 @@
 """The two halves of an algorithm, and what every server half of ours shares."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import Forward, Learner, Projector
+from federation.learners import Forward, Learner, Owners, Projector
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,16 @@ class Exchange(ABC):
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
         """Return the algorithm's own terms of the training loss."""
+        return {}
+
+    @classmethod
+    def penalties(
+        cls, exchanges: Sequence[Self], out: Forward, owners: Owners
+    ) -> Mapping[str, Tensor]:
+        """Return the terms of several clients that share a pass, ``[clients]`` each.
+
+        For algorithms in :data:`federation.tables.BATCHED_STRATEGIES`.
+        """
         return {}
 
     @abstractmethod

@@ -12,7 +12,8 @@ merging); keeping a client's own value on the channels that matter to it (FedDPA
 mean of all clients' prototypes by their likeness to its own (FedAPA). This is not a reproduction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,7 +21,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import Forward, Projector
+from federation.learners import Forward, Owners, Projector
 from federation.records import to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Facts, MessageStrategy
 from federation.strategies.fedproto import FedProtoExchange, alignment
@@ -38,6 +39,7 @@ from federation.strategies.prototypes import (
     Upload,
     check_upload,
     local_upload,
+    side_by_side,
     weighted_prototypes,
 )
 from federation.tables import FedDBPTable
@@ -66,20 +68,29 @@ class FedDBPExchange(FedProtoExchange):
         fuse = experiment.strategy.feddbp.fuse
         return None if fuse == "none" else lambda channels: DualBranchProjector(channels, fuse)
 
-    def penalty(self, out: Forward) -> Mapping[str, Tensor]:
-        config = self.experiment.strategy.feddbp
+    @classmethod
+    def penalties(
+        cls, exchanges: Sequence[Self], out: Forward, owners: Owners
+    ) -> Mapping[str, Tensor]:
+        config = exchanges[0].config
+        table, y = side_by_side([exchange.table for exchange in exchanges], out.y, owners)
         z_align, z_discriminate = split_branches(out.embedding, config.fuse)
-        p_align, p_discriminate = split_branches(self.table.values, config.fuse)
-        known = self.table.known
+        p_align, p_discriminate = split_branches(table.values, config.fuse)
         terms = {}
         if config.lambda_align:
-            align = alignment(z_align, out.y, PrototypeTable(p_align, known))
+            align = alignment(z_align, y, PrototypeTable(p_align, table.known), owners)
             terms["align"] = config.lambda_align * align
         if config.lambda_contrast:
             contrast = prototype_contrast(
-                z_discriminate, out.y, p_discriminate, known=known, temperature=config.temperature
+                z_discriminate,
+                y,
+                p_discriminate,
+                known=table.known,
+                temperature=config.temperature,
+                candidates=_own_rows(owners, len(table.known)),
+                reduction="none",
             )
-            terms["contrast"] = config.lambda_contrast * contrast
+            terms["contrast"] = config.lambda_contrast * owners.mean(contrast, table.known[y])
         return terms
 
     def start(self) -> None:
@@ -134,6 +145,14 @@ class FedDBPExchange(FedProtoExchange):
             temperature=self.config.temperature,
             fuse=self.config.fuse,
         )
+
+
+def _own_rows(owners: Owners, rows: int) -> Tensor | None:
+    """Return which rows of clients' tables side by side are each sample's client's own."""
+    if owners.clients == 1:
+        return None
+    holders = torch.arange(rows, device=owners.client.device) // (rows // owners.clients)
+    return owners.client[:, None] == holders
 
 
 class FedDBP(PrototypeStrategy):

@@ -6,14 +6,15 @@ class. Completed: prototypes come from one pass in evaluation mode after trainin
 code, where FedProto's own code mixes the stages of a round.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from federation.experiment import Experiment
-from federation.learners import Forward, LabelledLearner
+from federation.learners import Forward, LabelledLearner, Owners
 from federation.strategies.base import Algorithm, Exchange, Facts, MessageStrategy
 from federation.strategies.masked import MaskedPrototypes, check_masked, share
 from federation.strategies.prototypes import (
@@ -22,20 +23,21 @@ from federation.strategies.prototypes import (
     Upload,
     check_upload,
     local_upload,
+    side_by_side,
     weighted_prototypes,
 )
 from federation.tables import FedDBPTable, FedProtoTable, FedTGPTable
 from graphcl.nodes import NearestPrototype
 
 
-def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable) -> Tensor:
-    """Return the mean squared distance between embeddings and their class's prototype.
+def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable, owners: Owners) -> Tensor:
+    """Return the mean squared distance between embeddings and their class's prototype, by client.
 
     Samples whose class is unknown contribute zero to the sum and count in the mean, as in
     FedProto's code, where their target is their own embedding.
     """
     square = (embedding - table.values.detach()[y]).square().mean(1)
-    return (square * table.known[y]).sum() / max(len(y), 1)
+    return owners.mean(square * table.known[y])
 
 
 def first(choice: str, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,8 +70,16 @@ class FedProtoExchange(Exchange):
         )
 
     def penalty(self, out: Forward) -> Mapping[str, Tensor]:
-        weight = self.config.lambda_align
-        return {"align": weight * alignment(out.embedding, out.y, self.table)}
+        terms = self.penalties([self], out, Owners.one(out.y))
+        return {name: term[0] for name, term in terms.items()}
+
+    @classmethod
+    def penalties(
+        cls, exchanges: Sequence[Self], out: Forward, owners: Owners
+    ) -> Mapping[str, Tensor]:
+        table, y = side_by_side([exchange.table for exchange in exchanges], out.y, owners)
+        align = alignment(out.embedding, y, table, owners)
+        return {"align": exchanges[0].config.lambda_align * align}
 
     def reply(self) -> RecordDict:
         upload = self.upload()

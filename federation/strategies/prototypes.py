@@ -5,7 +5,7 @@ class that nobody holds yet has no entry on the wire, is never a target and neve
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from federation.experiment import Experiment
 from federation.fault_tables import RobustTable
-from federation.learners import Forward
+from federation.learners import Forward, Owners
 from federation.privacy.release import clip_rows, noised_means
 from federation.privacy.table import Privacy
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
@@ -61,6 +61,20 @@ class PrototypeTable:
     def to(self, device: torch.device) -> "PrototypeTable":
         """Return the table on a device."""
         return PrototypeTable(self.values.to(device), self.known.to(device))
+
+
+def side_by_side(
+    tables: Sequence[PrototypeTable], y: Tensor, owners: Owners
+) -> tuple[PrototypeTable, Tensor]:
+    """Return the tables of several clients as one, and of each sample the row of its class."""
+    if len(tables) == 1:
+        return tables[0], y
+    values, known = (torch.cat(rows) for rows in zip(*map(_rows, tables), strict=True))
+    return PrototypeTable(values, known), y + owners.client * len(tables[0].known)
+
+
+def _rows(table: PrototypeTable) -> tuple[Tensor, Tensor]:
+    return table.values, table.known
 
 
 @dataclass(frozen=True)

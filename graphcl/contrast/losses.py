@@ -130,7 +130,9 @@ def prototype_contrast(
     *,
     temperature: float | Tensor = 0.1,
     sample_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
     block_size: int | None = 512,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Return the cross entropy of samples against the known class prototypes.
 
@@ -138,7 +140,8 @@ def prototype_contrast(
 
     Shapes:
         z: ``[N, D]``; y: ``[N]`` integers in ``[0, C)``; prototypes: ``[C, D]``; known: ``[C]``
-        booleans; sample_weight: ``[N]``. Returns a scalar.
+        booleans; sample_weight: ``[N]``; candidates: ``[N, C]`` booleans. Returns a scalar, or
+        ``[N]`` without reduction.
 
     Args:
         z: Embeddings.
@@ -147,7 +150,9 @@ def prototype_contrast(
         known: Which prototypes exist; all by default.
         temperature: Divides the cosine.
         sample_weight: Weights of the samples in the mean.
+        candidates: Which prototypes each sample is told from; all by default.
         block_size: See :func:`contrastive_loss`.
+        reduction: See :func:`contrastive_loss`.
 
     Raises:
         GraphCLError: Labels, prototypes or mask do not fit, or see :func:`contrastive_loss`.
@@ -178,9 +183,11 @@ def prototype_contrast(
         z,
         prototypes.detach()[known],
         target=PositiveIndex(position[y.to(position.device)]),
+        candidates=None if candidates is None else candidates[:, known],
         temperature=temperature,
         sample_weight=sample_weight,
         block_size=block_size,
+        reduction=reduction,
     )
 
 

@@ -1,6 +1,6 @@
 """The contexts of clients in one process, of which few need to be in memory at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Context
 
@@ -52,6 +52,14 @@ class Contexts:
                 self._shrink()
         self._touched.add(partition)
         return context
+
+    def gather(self, partitions: Sequence[int]) -> list[Context]:
+        """Return the contexts of several clients, none of which is dropped for another."""
+        pinned = self.pinned
+        self.pinned = pinned | set(partitions)
+        contexts = [self[partition] for partition in partitions]
+        self.pinned = pinned
+        return contexts
 
     def forget(self, partition: int) -> None:
         """Let go of a client's state, if it is here: another one is stored by now."""

@@ -32,9 +32,9 @@ class LocalGrid(SimulatedGrid):
             return [self._answer(message) for message in messages]
         replies: dict[int, Message] = {}
         for block in self.blocks(messages):
-            contexts = [self.contexts[partition_of(messages[position])] for position in block]
-            answers = train_together([messages[position] for position in block], contexts)
-            replies |= dict(zip(block, answers, strict=True))
+            sent = [messages[position] for position in block]
+            contexts = self.contexts.gather([partition_of(message) for message in sent])
+            replies |= dict(zip(block, train_together(sent, contexts), strict=True))
         return [replies[position] for position in range(len(messages))]
 
     def _answer(self, message: Message) -> Message:

@@ -11,11 +11,12 @@ successor.
 """
 
 import copy
+import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -97,11 +98,8 @@ class ClientActor:
         for partition in states:
             self._contexts.forget(partition)  # of an earlier visit
         self._contexts.pinned = {partition_of(message) for message in messages} - set(states)
-        if sizes:
-            return self._answer_together(messages, sizes, shared), []
         answers = []
-        for message in messages:
-            answer = self._answer(message, shared)
+        for message, answer in zip(messages, self._answers(messages, sizes, shared), strict=True):
             if answer.state is not None:
                 own[partition_of(message)] = answer.state
             answers.append(answer)
@@ -111,21 +109,29 @@ class ClientActor:
         self._dropped.clear()
         return answers, dropped
 
-    def _answer_together(
+    def _answers(
         self, messages: list[Message], sizes: list[int], shared: dict[str, ArrayRecord]
-    ) -> list[Answer]:
-        """Answer messages of clients that keep nothing, in batches."""
-        answers: list[Answer] = []
+    ) -> Iterator[Answer]:
+        """Answer messages one after the other, or so many at once each time."""
+        if not sizes:
+            yield from (self._answer(message, shared) for message in messages)
+        left = iter(messages)
         for size in sizes:
-            started = time.perf_counter()
-            block = messages[len(answers) : len(answers) + size]
-            for message in block:
-                message.content = RecordDict({**message.content, **shared})
-            contexts = [self._contexts[partition_of(message)] for message in block]
-            replies = self._train_together(block, contexts)
-            seconds = (time.perf_counter() - started) / size
-            answers += [Answer(reply, None, seconds) for reply in replies]
-        return answers
+            yield from self._answer_together(list(itertools.islice(left, size)), shared)
+
+    def _answer_together(
+        self, messages: list[Message], shared: dict[str, ArrayRecord]
+    ) -> list[Answer]:
+        started, partitions = time.perf_counter(), [partition_of(message) for message in messages]
+        for message in messages:
+            message.content = RecordDict({**message.content, **shared})
+        replies = self._train_together(messages, self._contexts.gather(partitions))
+        states = self._contexts.take_changed()
+        seconds = (time.perf_counter() - started) / len(messages)
+        return [
+            Answer(reply, states.get(partition), seconds)
+            for partition, reply in zip(partitions, replies, strict=True)
+        ]
 
     def _answer(self, message: Message, shared: dict[str, ArrayRecord]) -> Answer:
         started, partition = time.perf_counter(), partition_of(message)

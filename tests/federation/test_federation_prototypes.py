@@ -6,7 +6,7 @@ from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.learners import Forward
+from federation.learners import Forward, Owners
 from federation.privacy.table import Privacy
 from federation.records import to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
@@ -244,12 +244,17 @@ def table(known: list[bool]) -> PrototypeTable:
     return PrototypeTable(torch.where(known[:, None], values, 0.0), known)
 
 
+def mean_alignment(embedding: torch.Tensor, y: torch.Tensor, prototypes: PrototypeTable):
+    (mean,) = alignment(embedding, y, prototypes, Owners.one(y))
+    return mean
+
+
 def test_alignment_is_the_mean_squared_distance_to_the_own_prototype():
     embedding = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1, 1, 3, 2])
     full = table([True] * 4)
     expected = torch.nn.functional.mse_loss(embedding, full.values[y])
-    torch.testing.assert_close(alignment(embedding, y, full), expected)
+    torch.testing.assert_close(mean_alignment(embedding, y, full), expected)
 
 
 def test_alignment_counts_unknown_classes_as_their_own_target():
@@ -257,7 +262,7 @@ def test_alignment_counts_unknown_classes_as_their_own_target():
     y = torch.tensor([0, 1, 1, 2])
     some = table([True, False, True, True])
     target = torch.where(some.known[y][:, None], some.values[y], embedding.detach())
-    loss = alignment(embedding, y, some)
+    loss = mean_alignment(embedding, y, some)
     torch.testing.assert_close(loss, torch.nn.functional.mse_loss(embedding, target))
     loss.backward()
     assert embedding.grad[[1, 2]].abs().max() == 0
@@ -265,9 +270,9 @@ def test_alignment_counts_unknown_classes_as_their_own_target():
 
 
 def test_alignment_is_zero_where_nothing_is_known_or_nobody_there():
-    assert alignment(torch.ones(2, WIDTH), torch.tensor([0, 1]), table([False] * 4)) == 0
+    assert mean_alignment(torch.ones(2, WIDTH), torch.tensor([0, 1]), table([False] * 4)) == 0
     empty = torch.empty(0, dtype=torch.long)
-    assert alignment(torch.empty(0, WIDTH), empty, table([True] * 4)) == 0
+    assert mean_alignment(torch.empty(0, WIDTH), empty, table([True] * 4)) == 0
 
 
 def test_nearest_never_names_an_unknown_class():

@@ -5,7 +5,7 @@ import torch
 
 from federation.experiment import Experiment
 from federation.learners import NodeLearner
-from federation.records import to_tensors
+from federation.records import from_bytes, to_tensors
 from federation.run_directory import RunDirectory
 from federation.together import fit_together
 from graphcl.errors import ConfigError, FederationError, GraphCLError
@@ -18,6 +18,12 @@ TOGETHER = {
     "data.csbm.nodes": 100,
     "train.epochs": 3,
     "strategy.fraction": 0.8,
+}
+# What FedDBP may send under noise.
+NO_FISHER = {
+    "strategy.feddbp.personal": "similar",
+    "strategy.feddbp.global_weight": "count",
+    "privacy.noise": "seed",
 }
 
 
@@ -41,6 +47,42 @@ def test_batches_end_where_single_clients_do(tiny, tmp_path, lines_of, optimizer
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("strategy", "keys"),
+    [
+        ("local", {}),
+        ("fedproto", {}),
+        ("fedtgp", {}),
+        ("feddbp", {}),
+        ("feddbp", {"strategy.feddbp.fuse": "none", "strategy.feddbp.lambda_align": 0.0}),
+        ("feddbp", {"privacy.noise_multiplier": 0.5, "privacy.clip": 1.0, **NO_FISHER}),
+    ],
+    ids=["local", "fedproto", "fedtgp", "feddbp", "feddbp-contrast", "feddbp-noised"],
+)
+def test_personal_clients_keep_in_batches_what_they_keep_alone(
+    tiny, tmp_path, lines_of, optimizer, strategy, keys
+):
+    # Some clients sit rounds out, so that a batch holds Adam's moments of unlike numbers of steps.
+    states, losses = [], []
+    for folder, together in (("alone", 0), ("together", 3)):
+        own = {"train.optimizer": optimizer, "simulation.batch_clients": together, "run.rounds": 4}
+        LocalGrid(tiny(strategy, tmp_path / folder, **TOGETHER, **own, **keys)).serve()
+        clients = RunDirectory(tmp_path / folder).resume().clients
+        kept = {p: from_bytes(clients[p]).array_records["learner"] for p in clients}
+        states.append({p: to_tensors(record) for p, record in kept.items()})
+        lines = lines_of(tmp_path / folder, kind="client", status="ok")
+        losses.append([line["loss"] for line in lines])
+    assert states[0].keys() == states[1].keys()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    if optimizer == "adam":
+        assert len({float(state["optimizer/0/step"]) for state in states[0].values()}) > 1
+    for partition, alone in states[0].items():
+        assert states[1][partition].keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(states[1][partition][name], value, rtol=1e-3, atol=1e-4)
+
+
 def final_arrays(directory):
     return RunDirectory(directory).resume().arrays
 
@@ -51,11 +93,15 @@ def learners(tiny):
     return [NodeLearner(experiment, partition) for partition in range(3)]
 
 
+def nothing(out, owners):
+    return {}
+
+
 def test_a_client_that_diverges_fails_alone(learners):
-    starts = [learner.bench.weights for learner in learners]
-    before = fit_together(learners, starts)
+    starts = [learner.state() for learner in learners]
+    before = fit_together(learners, starts, nothing)
     learners[1].x = torch.full_like(learners[1].x, torch.inf)
-    one, broken, other = fit_together(learners, starts)
+    one, broken, other = fit_together(learners, starts, nothing)
     assert isinstance(broken, GraphCLError)
     assert "not finite in epoch 1" in str(broken)
     for found, expected in ((one, before[0]), (other, before[2])):
@@ -64,15 +110,15 @@ def test_a_client_that_diverges_fails_alone(learners):
 
 
 def test_what_starts_a_batch_is_left_as_it_was(learners):
-    starts = [{n: w.clone() for n, w in learner.bench.weights.items()} for learner in learners]
+    starts = [{n: w.clone() for n, w in learner.state().items()} for learner in learners]
     kept = [{n: w.clone() for n, w in start.items()} for start in starts]
-    fit_together(learners, starts)
+    fit_together(learners, starts, nothing)
     for start, before in zip(starts, kept, strict=True):
         assert all(torch.equal(start[name], before[name]) for name in before)
 
 
 def test_no_client_is_no_error():
-    assert fit_together([], []) == []
+    assert fit_together([], [], nothing) == []
 
 
 @pytest.mark.parametrize(
@@ -80,8 +126,9 @@ def test_no_client_is_no_error():
     [
         ({"model.encoders": "gcn"}, "no perceptrons"),
         ({"model.dropout": 0.5}, "one stream per client"),
-        ({"strategy.name": "feddbp"}, "'feddbp' keeps weights"),
-        ({"run.compare": "fedprox"}, "'fedprox' keeps weights"),
+        ({"strategy.name": "lgfedavg"}, "'lgfedavg' has a loss or weights of its own"),
+        ({"run.compare": "fedprox"}, "'fedprox' has a loss or weights of its own"),
+        ({"strategy.name": "fedproto", "privacy.masking": True}, "masking"),
         ({"strategy.personal_weights": "head"}, "personal_weights"),
         ({"simulation.engine": "flower"}, "one message at a time"),
         ({"simulation.client_timeout": 5.0}, "single clients"),

@@ -76,6 +76,13 @@ ASYNCHRONOUS = {
     "asynchrony.concurrency": 3,
 }
 MASKED = {**UNLIKE, "privacy.masking": True}
+BATCHED = {
+    "model.encoders": "mlp",
+    "model.dropout": 0.0,
+    "strategy.name": "feddbp",
+    "strategy.fraction": 0.75,
+    "simulation.batch_clients": 2,
+}
 FAULTY = {
     **UNLIKE,
     "strategy.robust.rule": "trimmed",
@@ -117,6 +124,7 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
         pytest.param(FAULTY, id="faulty"),
         pytest.param(MASKED, id="masked"),
         pytest.param(ASYNCHRONOUS, id="asynchronous"),
+        pytest.param(BATCHED, id="batched"),
         pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
         pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
         pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
