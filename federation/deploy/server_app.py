@@ -13,10 +13,12 @@ from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import http_grid
 
 from federation.client_app import experiment_of
 from federation.deploy.bundles import ServerBundle
 from federation.deploy.grid import Contact, DeploymentGrid, NodesGrid
+from federation.deploy.pace import hasten_pulls
 from federation.deploy.registry import Site
 from federation.deploy.word import FAILED, FINISHED, FOLDER, RUNNING, Word
 from federation.rounds import federate
@@ -29,6 +31,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run's configuration, from its last checkpoint if it has one."""
+    hasten_pulls(http_grid)
     folder = Path(os.environ[FOLDER])
     word = Word(folder)
     run = RunDirectory(word.run)

@@ -1,8 +1,9 @@
 """``flower-supernode``, but quick: a thin start of Flower's own command.
 
-Two things are changed, and checked to be there: the wait between two looks for a message, three
-seconds in Flower, grows here from a fraction of one; and a node that was killed takes its place
-again at once, which Flower lets it do only when its last heartbeat is old.
+Two things are changed, and checked to be there: the waits between two looks for a message, and for
+its parts, grow here from a fraction of a second, where Flower's are three and one; and a node that
+was killed takes its place again at once, which Flower lets it do only when its last heartbeat is
+old.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from federation.deploy.files import PRIVATE, write
-from federation.deploy.pace import Pace
+from federation.deploy.pace import Pace, hasten_pulls
 from federation.deploy.processes import NODE_FILE, end_with_parent
 from graphcl.errors import FederationError
 
@@ -60,6 +61,7 @@ def hasten() -> None:
             '"flwr>=1.41,<1.42", or adapt federation/deploy/supernode.py'
         )
     loop.time = _QuickClock()  # type: ignore[attr-defined]
+    hasten_pulls(loop)
 
 
 class _ReturningClient(FleetHttpClient):

@@ -13,6 +13,7 @@ from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -24,7 +25,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from federation.deploy.desk import Desk
-from federation.deploy.pace import Pace
+from federation.deploy.pace import Pace, hasten_pulls
 from federation.deploy.processes import end_with_parent
 
 _QUICKEST, _SLOWEST = 0.05, 1.0  # seconds between two looks for a task
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--states", required=True, type=Path, help="folder of personal states")
     arguments = parser.parse_args()
     end_with_parent()
+    hasten_pulls(inflatable_utils)
     secret = arguments.secret.read_bytes()
     with contextlib.suppress(KeyboardInterrupt):
         serve(arguments.runtime, secret, Desk(arguments.states))

@@ -1,9 +1,14 @@
 """What Flower's commands are changed by: the guard of the SuperLink, the haste of the SuperNode."""
 
 import asyncio
+import threading
 import time
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.superlink.grid import http_grid
 
 from federation.deploy import pace as pace_module
 from federation.deploy import supernode
@@ -70,15 +75,50 @@ def test_a_request_of_a_node_is_bounded_before_it_is_read(length, status):
 
 def test_the_waits_of_flowers_loop_are_those_that_are_shortened(monkeypatch):
     """A new version of Flower that waits otherwise must not go unnoticed."""
-    from importlib import import_module
-
     loop = import_module(supernode._LOOP)
     monkeypatch.setattr(loop, "time", time)
+    monkeypatch.setattr(loop, "pull_objects", loop.pull_objects)
     supernode.hasten()
     assert isinstance(loop.time, supernode._QuickClock)
     monkeypatch.setattr(supernode, "_WAITS", ["sleep(5)"])
     with pytest.raises(FederationError, match="waits for messages otherwise"):
         supernode.hasten()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [import_module(supernode._LOOP), inflatable_utils, http_grid],
+    ids=lambda m: m.__name__,
+)
+def test_parts_of_a_message_that_are_under_way_are_looked_for_again_at_once(monkeypatch, module):
+    waits = []
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return super().wait(0)
+
+    threads = SimpleNamespace(Event=Event, Lock=threading.Lock)
+    monkeypatch.setattr(inflatable_utils, "threading", threads)
+    monkeypatch.setattr(module, "pull_objects", module.pull_objects)
+    pace_module.hasten_pulls(module)
+    not_yet = inflatable_utils.ObjectUnavailableError("a")
+    looks = iter([not_yet, not_yet, b"part"])
+
+    def pull(name):
+        look = next(looks)
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    assert module.pull_objects(["a"], pull) == {"a": b"part"}
+    assert len(waits) == 2
+    assert max(waits) < 0.1
+
+
+def test_a_module_that_pulls_otherwise_is_refused():
+    with pytest.raises(FederationError, match="pulls messages otherwise"):
+        pace_module.hasten_pulls(time)
 
 
 def test_waits_grow_while_nothing_is_found_and_are_short_again_after(monkeypatch):
