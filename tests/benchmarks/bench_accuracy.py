@@ -6,14 +6,17 @@ over all samples, with 95 % intervals over seeds. Bytes are those of the whole m
 rounds, as they are on the wire, and their ratio to FedAvg's. Where clients hold unlike models,
 FedAvg and FedProx give all of them the first.
 
-``--ablate`` adds FedDBP with one part off or replaced at a time.
+``--ablate`` adds FedDBP with one part off or replaced at a time. Runs that ``--keep`` has put into a
+folder are not repeated, so that an interrupted benchmark goes on where it was.
 
-    python tests/benchmarks/bench_accuracy.py [--seeds 3] [--jobs 2] [--ablate] [CONFIG ...]
+    python tests/benchmarks/bench_accuracy.py [--seeds 3] [--jobs 2] [--ablate] [--keep FOLDER]
+        [CONFIG ...]
 
 The configurations on Cora and CIFAR-10 need GRAPHCL_DATA.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import statistics
@@ -77,12 +80,23 @@ def variants(experiment: Experiment, strategies: list[str], ablate: bool) -> lis
     return rows
 
 
-def work(job: tuple[Path, Variant, int]) -> tuple[Variant, int, Found]:
-    """Run one row with one seed in this process."""
-    config, variant, seed = job
-    torch.set_num_threads(1)
+def work(job: tuple[Path, Variant, int, Path | None]) -> tuple[Variant, int, Found]:
+    """Run one row with one seed in this process, or read what it reached before."""
+    config, variant, seed, folder = job
     always = {"simulation.engine": "local", "run.compare": "", "run.seed": seed}
     experiment = load_experiment(config, {**dict(variant.keys), **always})
+    if folder is None:
+        return variant, seed, measure(experiment)
+    name = hashlib.sha256(experiment.to_toml().encode()).hexdigest()[:16]
+    kept = folder / f"{experiment.run.name}-{variant.label.replace(' ', '-')}-{seed}-{name}.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(measure(experiment)._asdict()) + "\n")
+    return variant, seed, Found(**json.loads(kept.read_text()))
+
+
+def measure(experiment: Experiment) -> Found:
+    """Run an experiment on one thread."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         directory, _ = prepare(experiment, Path(folder))
         (outcome,) = execute(directory)
@@ -96,17 +110,13 @@ def work(job: tuple[Path, Variant, int]) -> tuple[Variant, int, Found]:
         and line["round"] == summary["best_round"]
         and line.get("test_examples")
     ]
-    return (
-        variant,
-        seed,
-        Found(
-            clients=statistics.mean(tested),
-            samples=summary["test_accuracy"],
-            worst=min(tested),
-            up=statistics.mean(line["bytes_up"] for line in updates),
-            down=statistics.mean(line["bytes_down"] for line in updates),
-            seconds=statistics.median(line["seconds"] for line in updates),
-        ),
+    return Found(
+        clients=statistics.mean(tested),
+        samples=summary["test_accuracy"],
+        worst=min(tested),
+        up=statistics.mean(line["bytes_up"] for line in updates),
+        down=statistics.mean(line["bytes_down"] for line in updates),
+        seconds=statistics.median(line["seconds"] for line in updates),
     )
 
 
@@ -138,7 +148,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of the file's")
     parser.add_argument("--strategies", help="instead of the file's, e.g. 'local, fedavg'")
     parser.add_argument("--ablate", action="store_true", help="FedDBP with a part off at a time")
+    parser.add_argument("--keep", type=Path, help="folder of runs that need not be repeated")
     told = parser.parse_args()
+    if told.keep:
+        told.keep.mkdir(parents=True, exist_ok=True)
     for config in told.configs:
         base = load_experiment(config)
         own = f"{base.strategy.name}, {base.run.compare}"
@@ -147,7 +160,7 @@ def main() -> None:
         rows = [
             Variant(row.label, (*row.keys, *rounds)) for row in variants(base, names, told.ablate)
         ]
-        jobs = [(config, row, seed) for seed in range(told.seeds) for row in rows]
+        jobs = [(config, row, seed, told.keep) for seed in range(told.seeds) for row in rows]
         found: dict[Variant, list[Found]] = {row: [] for row in rows}
         with multiprocessing.get_context("spawn").Pool(told.jobs, maxtasksperchild=1) as pool:
             for row, seed, one in pool.imap(work, jobs):
