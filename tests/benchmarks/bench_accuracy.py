@@ -6,8 +6,8 @@ over all samples, with 95 % intervals over seeds. Bytes are those of the whole m
 rounds, as they are on the wire, and their ratio to FedAvg's. Where clients hold unlike models,
 FedAvg and FedProx give all of them the first.
 
-``--ablate`` adds FedDBP with one part off or replaced at a time. Runs that ``--keep`` has put into a
-folder are not repeated, so that an interrupted benchmark goes on where it was.
+``--ablate`` adds FedDBP with one part off or replaced at a time. Runs that ``--keep`` has put into
+a folder are not repeated, so that an interrupted benchmark goes on where it was.
 
     python tests/benchmarks/bench_accuracy.py [--seeds 3] [--jobs 2] [--ablate] [--keep FOLDER]
         [CONFIG ...]
