@@ -5,7 +5,7 @@ The app, the learners and their data stay in this process from message to messag
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
@@ -14,7 +14,7 @@ from flwr.common.logger import log
 
 from federation.client_app import app
 from federation.deploy.envelope import MESSAGE_TYPE, Answer, Order
-from federation.deploy.states import States
+from federation.deploy.states import LostStateError, States
 
 
 @dataclass
@@ -52,6 +52,9 @@ class Desk:
             if self._last is None or self._last[0] != order.number:
                 self._last = order.number, self._work(message, context, order, contents)
             return Message(self._last[1], reply_to=message)
+        except LostStateError as error:
+            log(WARNING, "%s; the server is told", error)
+            return Message(Answer(None, {}, lost=True).pack([]), reply_to=message)
         except Exception as error:
             # The server records the reason; a site must not take the federation down.
             reason = f"{type(error).__name__}: {error}"

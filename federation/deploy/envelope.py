@@ -80,14 +80,16 @@ class Answer:
     Attributes:
         kept: Round under which it keeps a new state; None where nothing changed.
         errors: Why a message could not be answered, by its place.
+        lost: Whether it has answered nothing, since it does not have the state to go on from.
     """
 
     kept: int | None
     errors: dict[int, Error]
+    lost: bool = False
 
     def pack(self, replies: Sequence[RecordDict]) -> RecordDict:
         """Return the content of the envelope; an error's own content is not read."""
-        head: dict[str, Any] = {"replies": len(replies)}
+        head: dict[str, Any] = {"replies": len(replies), "lost": self.lost}
         if self.kept is not None:
             head["kept"] = self.kept
         for place, error in self.errors.items():
@@ -102,6 +104,8 @@ class Answer:
             ReplyError: If the content is no envelope with that many replies.
         """
         head, records = _opened(content)
+        if head.get("lost") is True:
+            return cls(None, {}, lost=True), []
         if head.get("replies") != expected:
             raise ReplyError(f"expected {expected} replies, got {head.get('replies')}")
         kept = head.get("kept")

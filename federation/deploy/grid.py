@@ -191,15 +191,17 @@ class DeploymentGrid(Grid):
         return outcomes
 
     def _request(self, node: int, inner: list[Message]) -> _Request:
+        return _Request(node, self._order(node, inner), inner)
+
+    def _order(self, node: int, inner: list[Message]) -> Order:
         base = self._bases.get(self._sites[node].partition, 0)
-        order = Order(
+        return Order(
             run=self._run_name,
             number=f"{self._started}-{next(self._numbers)}",
             base=base,
             keep_as=max([base, *map(_trained_round, inner)]),
             kinds=tuple(message.metadata.message_type for message in inner),
         )
-        return _Request(node, order, inner)
 
     def _tend(self, request: _Request, timeout: float | None) -> str:
         """Send a request, or send it anew; return why that has no use, if it has none."""
@@ -238,17 +240,19 @@ class DeploymentGrid(Grid):
             request.ids.discard(reply.metadata.reply_to_message_id)
             if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # it may come back: the nodes are looked at anyway
-            if request.node not in found:
-                found[request.node] = self._answered(request, reply)
+            if request.node not in found and (outcome := self._answered(request, reply)):
+                found[request.node] = outcome
         return found
 
-    def _answered(self, request: _Request, reply: Message) -> Outcome:
-        """Return what a node replied to each message."""
+    def _answered(self, request: _Request, reply: Message) -> Outcome | None:
+        """Return what a node replied to each message; None where it is to be asked again."""
         site = self._sites[request.node]
         if reply.has_error():
             return self._failed(request, reply.error.reason or f"error {reply.error.code}")
         try:
             answer, contents = Answer.unpack(reply.content, len(request.inner))
+            if answer.lost:
+                return self._anew(request)
             if answer.kept not in (None, request.order.keep_as):
                 raise ReplyError(f"the site keeps its state as of round {answer.kept}")
         except ReplyError as error:
@@ -261,6 +265,19 @@ class DeploymentGrid(Grid):
         contact.failures += bool(answer.errors)
         contact.reason = "; ".join(sorted({e.reason or "" for e in answer.errors.values()}))
         return [answer.errors.get(place, content) for place, content in enumerate(contents)]
+
+    def _anew(self, request: _Request) -> Outcome | None:
+        """Let a site whose state is gone, with its disk for instance, go on without one."""
+        site, base = self._sites[request.node], request.order.base
+        if not base:
+            return self._failed(request, "the site misses a state that it was not asked for")
+        contact = self.contacts[site.name]
+        contact.failures += 1
+        contact.reason = f"its state of round {base} is lost, it starts anew"
+        log(WARNING, "site %s: %s", site.name, contact.reason)
+        self._bases.pop(site.partition, None)
+        request.order, request.sends = self._order(request.node, request.inner), 0
+        return None
 
     def _failed(self, request: _Request, reason: str) -> Outcome:
         site = self._sites[request.node]

@@ -21,6 +21,10 @@ _RUN = re.compile(r"[0-9a-f]{8,64}")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
+class LostStateError(FederationError):
+    """A site does not have the state that it is to go on from."""
+
+
 class States:
     """The personal states of one run.
 
@@ -43,16 +47,14 @@ class States:
         """Return the state after a round; before the first there is none.
 
         Raises:
-            FederationError: If it is missing or damaged.
+            LostStateError: If it is missing.
+            FederationError: If it is damaged.
         """
         file = self._file(server_round)
         if not file.exists():
             if server_round == 0:
                 return RecordDict()
-            raise FederationError(
-                f"this site has no state of round {server_round}: was its state folder lost, or "
-                "does another machine hold it? Put it back, or start the run anew"
-            )
+            raise LostStateError(f"this site has no state of round {server_round}")
         return _opened(file)
 
     def save(self, server_round: int, state: RecordDict) -> None:
@@ -109,5 +111,7 @@ def _opened(file: Path) -> RecordDict:
     data = file.read_bytes()
     digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        raise FederationError(f"{file}: damaged; put back a copy, or start the run anew")
+        raise FederationError(
+            f"{file}: damaged; put back a copy, or delete it, so that the site starts anew"
+        )
     return from_bytes(content)

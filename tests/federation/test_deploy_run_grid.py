@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import logging
+import shutil
 import time
 
 import pytest
-from flwr.app import Context, Error, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
@@ -14,9 +16,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from federation import client_app
 from federation.deploy import grid as grid_module
 from federation.deploy.desk import Desk
-from federation.deploy.envelope import reply_of
+from federation.deploy.envelope import Answer, reply_of
 from federation.deploy.grid import DeploymentGrid
 from federation.deploy.registry import Site
+from federation.deploy.states import States
 from federation.rounds import federate
 from federation.run_directory import RunDirectory
 from graphcl.errors import FederationError
@@ -238,6 +241,37 @@ def test_a_site_that_is_offline_is_passed_over_at_once_and_comes_back(deployed, 
     assert failed == {2, 3, 4} or failed == {3, 4, 5} or failed == {2, 3, 4, 5}
     last = lines_of(experiment.run.directory, kind="client", round=6)
     assert [line["status"] for line in last] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("strategy", ["feddbp", "fedper"])
+def test_a_site_that_lost_its_disk_starts_anew(deployed, lines_of, caplog, strategy):
+    experiment, superlink = deployed(strategy)
+
+    def taken(site, number):
+        if (site, number) == (1, 4):
+            shutil.rmtree(superlink.folder / "site-1")
+            superlink.start(1)
+
+    superlink.taken = taken
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        grid = serve(experiment, superlink)
+    lines = lines_of(experiment.run.directory, kind="client", partition=1)
+    assert [line["status"] for line in lines] == ["ok"] * ROUNDS
+    assert "site-1: its state of round 2 is lost, it starts anew" in caplog.text
+    assert grid.contacts["site-1"].failures == 1
+    assert grid.contacts["site-1"].reason == ""
+    # It was not carried along without a state: from now on it keeps one again.
+    assert States(superlink.folder / "site-1", RUN).load(ROUNDS)
+
+
+def test_a_site_that_misses_a_state_it_was_not_asked_for_is_not_asked_for_ever(deployed):
+    experiment, superlink = deployed("fedavg")
+    superlink.desks[1].answer = lambda message, context: Message(
+        Answer(None, {}, lost=True).pack([]), reply_to=message
+    )
+    contact = serve(experiment, superlink).contacts["site-1"]
+    assert "misses a state" in contact.reason
+    assert contact.failures > 0
 
 
 def test_a_message_that_kills_its_site_is_given_up(deployed, lines_of):
