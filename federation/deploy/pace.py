@@ -11,22 +11,26 @@ _GROWTH = 0.05  # of the time since the last work
 _FIRST_SECONDS = 0.02  # before a second look for the parts of a message; later ones double
 
 
-def hasten_pulls(module: ModuleType) -> None:
+def hasten_pulls(module: ModuleType, name: str = "pull_objects") -> None:
     """Let a module of Flower look again at once for the parts of a message that are under way.
 
     A message can be seen before its parts are there, and who looks often, sees it then. Flower
     waits a second, on each of the three ways between server, node and worker.
 
+    Args:
+        module: Changed.
+        name: Of the function by which it pulls.
+
     Raises:
         FederationError: If the module pulls otherwise than the one that this was written for.
     """
-    pull = getattr(module, "pull_objects", None)
+    pull = getattr(module, name, None)
     if pull is None or "initial_backoff" not in inspect.signature(pull).parameters:
         raise FederationError(
             f"this version of Flower pulls messages otherwise than 1.41 does ({module.__name__}): "
             'install "flwr>=1.41,<1.42", or adapt federation/deploy/pace.py'
         )
-    module.pull_objects = partial(pull, initial_backoff=_FIRST_SECONDS)  # type: ignore[attr-defined]
+    setattr(module, name, partial(pull, initial_backoff=_FIRST_SECONDS))
 
 
 class Pace:

@@ -13,7 +13,6 @@ from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -22,7 +21,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime import run_clientapp
 
 from federation.deploy.desk import Desk
 from federation.deploy.pace import Pace, hasten_pulls
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--states", required=True, type=Path, help="folder of personal states")
     arguments = parser.parse_args()
     end_with_parent()
-    hasten_pulls(inflatable_utils)
+    hasten_pulls(run_clientapp, "pull_and_inflate_object_from_tree")
     secret = arguments.secret.read_bytes()
     with contextlib.suppress(KeyboardInterrupt):
         serve(arguments.runtime, secret, Desk(arguments.states))
@@ -74,9 +73,9 @@ def _answer(client: RuntimeHttpClient, desk: Desk) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     try:
-        message, context, _, _ = pull_task_input(client)
-        push_message(client, desk.answer(message, context), context)
-        push_task_output(client, None, SubStatus.COMPLETED, "")
+        message, context, _, _ = run_clientapp.pull_task_input(client)
+        run_clientapp.push_message(client, desk.answer(message, context), context)
+        run_clientapp.push_task_output(client, None, SubStatus.COMPLETED, "")
     finally:
         heartbeat.stop()
         client.close()

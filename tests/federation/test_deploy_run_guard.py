@@ -7,8 +7,11 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from flwr.app import ConfigRecord
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.superlink.grid import http_grid
+from flwr.supernode.runtime import run_clientapp
 
 from federation.deploy import pace as pace_module
 from federation.deploy import supernode
@@ -85,12 +88,9 @@ def test_the_waits_of_flowers_loop_are_those_that_are_shortened(monkeypatch):
         supernode.hasten()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [import_module(supernode._LOOP), inflatable_utils, http_grid],
-    ids=lambda m: m.__name__,
-)
-def test_parts_of_a_message_that_are_under_way_are_looked_for_again_at_once(monkeypatch, module):
+@pytest.fixture
+def waits(monkeypatch):
+    """Return the waits for parts of messages that Flower would make."""
     waits = []
 
     class Event(threading.Event):
@@ -100,19 +100,43 @@ def test_parts_of_a_message_that_are_under_way_are_looked_for_again_at_once(monk
 
     threads = SimpleNamespace(Event=Event, Lock=threading.Lock)
     monkeypatch.setattr(inflatable_utils, "threading", threads)
-    monkeypatch.setattr(module, "pull_objects", module.pull_objects)
-    pace_module.hasten_pulls(module)
-    not_yet = inflatable_utils.ObjectUnavailableError("a")
-    looks = iter([not_yet, not_yet, b"part"])
+    return waits
+
+
+def late(*parts):
+    """Return how parts are pulled, each of which is there at the third look only."""
+    looks = {}
 
     def pull(name):
-        look = next(looks)
-        if isinstance(look, Exception):
-            raise look
-        return look
+        looks[name] = looks.get(name, 0) + 1
+        if looks[name] < 3:
+            raise inflatable_utils.ObjectUnavailableError(name)
+        return dict(parts)[name]
 
-    assert module.pull_objects(["a"], pull) == {"a": b"part"}
+    return pull
+
+
+@pytest.mark.parametrize("module", [import_module(supernode._LOOP), http_grid])
+def test_server_and_node_look_at_once_for_parts_that_are_under_way(monkeypatch, waits, module):
+    monkeypatch.setattr(module, "pull_objects", module.pull_objects)
+    pace_module.hasten_pulls(module)
+    assert module.pull_objects(["a"], late(("a", b"part"))) == {"a": b"part"}
     assert len(waits) == 2
+    assert max(waits) < 0.1
+
+
+def test_a_worker_looks_at_once_for_parts_that_are_under_way(monkeypatch, waits):
+    name = "pull_and_inflate_object_from_tree"
+    monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
+    pace_module.hasten_pulls(run_clientapp, name)
+    record = ConfigRecord({"a": 1})
+    objects = {k: o.deflate() for k, o in get_all_nested_objects(record).items()}
+    tree = get_object_tree(record)
+    found = run_clientapp.pull_and_inflate_object_from_tree(
+        tree, late(*objects.items()), lambda _: None, return_type=ConfigRecord
+    )
+    assert found == record
+    assert waits
     assert max(waits) < 0.1
 
 
