@@ -6,11 +6,11 @@ from typing import Any
 
 from graphcl.errors import GraphCLError
 
-MODEL, DESCRIPTION = "model.npz", "model.json"
+MODEL, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def save_model(model: Any, folder: str | Path, about: dict[str, Any]) -> None:
-    """Write a model into a folder: ``model.npz``, and ``model.json`` with what is known about it.
+    """Write a model's ``model.safetensors``, and ``model.json`` with what is known about it.
 
     Args:
         model: One of :func:`kinds`.
@@ -35,7 +35,7 @@ def load_model(folder: str | Path, series: Any = None) -> Any:
     """Load a model that ``graphcl deploy export`` or :func:`save_model` wrote.
 
     Args:
-        folder: Holds ``model.npz`` and ``model.json``.
+        folder: Holds ``model.safetensors`` and ``model.json``.
         series: For a forecaster: the series whose graph it is asked on.
 
     Returns:

@@ -34,7 +34,7 @@ def train(
     config: Annotated[
         Path, typer.Argument(help="Recommend file, e.g. configs/recommend/simulated.toml.")
     ],
-    out: Annotated[Path, typer.Option(help="File of the model to make, e.g. model.npz.")],
+    out: Annotated[Path, typer.Option(help="File of the model to make, e.g. model.safetensors.")],
     method: Annotated[
         str | None, typer.Option(help="Instead of the file's own: pop, gru4rec, sasrec, ….")
     ] = None,
@@ -47,9 +47,9 @@ def train(
 
     For example:
 
-      graphcl recommend train configs/recommend/simulated.toml --out model.npz
+      graphcl recommend train configs/recommend/simulated.toml --out model.safetensors
 
-      graphcl recommend train FILE.toml --set recommend.source=clicks.csv --out model.npz
+      graphcl recommend train FILE.toml --set recommend.source=clicks.csv --out model.safetensors
     """
     from simulations.probe import one_thread
     from simulations.recommendations import load_data, new_recommender
@@ -145,7 +145,7 @@ def serve(
 
     For example:
 
-      graphcl recommend serve --model model.npz
+      graphcl recommend serve --model model.safetensors
 
       curl -H "Content-Type: application/json" -d '{"history": [3, 5]}' localhost:8000/rank
     """
@@ -182,7 +182,7 @@ def export(
 
     For example:
 
-      graphcl recommend export --model model.npz --out vectors.npz
+      graphcl recommend export --model model.safetensors --out vectors.npz
     """
     import torch
 

@@ -49,7 +49,7 @@ def test_the_example_of_a_series_runs_and_its_missing_values_become_the_mean(
     assert not names["batch"].x_mask[0, 3, 2]
     assert names["ahead"].values.shape == (12, 5, 1)
     assert names["ahead"].time[0] == series.time[-1] + np.timedelta64(series.interval, "s")
-    assert (tmp_path / "model.npz").exists()
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_the_example_of_interactions_runs_and_reads_what_it_wrote(
@@ -69,7 +69,7 @@ def test_the_example_of_interactions_runs_and_reads_what_it_wrote(
     names: dict[str, Any] = {}
     exec(code, names)
     assert len(set(names["items"].tolist()) - {3, 14, 15}) == 10
-    again = load_recommender(tmp_path / "model.npz")
+    again = load_recommender(tmp_path / "model.safetensors")
     assert again.rank([3, 14, 15], k=10)[0].equal(names["items"])
     assert isinstance(names["model"], FAERec)
 

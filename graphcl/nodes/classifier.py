@@ -74,7 +74,7 @@ class NodeClassifier(nn.Module):
         return out.logits.argmax(-1) if self.prototypes is None else self.prototypes(out.embedding)
 
     def save(self, path: str | Path) -> None:
-        """Write arguments and weights to an ``.npz`` file without pickles.
+        """Write arguments and weights to a ``.safetensors`` file.
 
         Raises:
             GraphCLError: The projector is of a kind that :meth:`load` could not build.

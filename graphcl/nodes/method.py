@@ -118,7 +118,7 @@ class NodeMethod(nn.Module, ABC):
         return F.normalize(z, dim=-1) * math.sqrt(z.size(-1))
 
     def save(self, path: str | Path) -> None:
-        """Write configuration and weights to an ``.npz`` file without pickles."""
+        """Write configuration and weights to a ``.safetensors`` file."""
         header = {"config": asdict(self.config), "in_channels": self.in_channels}
         save_weights(path, self.state_dict(), header)
 

@@ -199,7 +199,7 @@ class OutageForecaster:
         except FileExistsError:
             raise GraphCLError(f"{folder} exists already: name a new folder") from None
         for number, model in enumerate(self.models):
-            model.save(folder / f"network{number}.npz")
+            model.save(folder / f"network{number}.safetensors")
         kinds = {"locations": self.locations, "districts": self.districts, "total": self.total}
         bounds = {
             f"{kind}/{side}": getattr(intervals, side)
@@ -211,7 +211,7 @@ class OutageForecaster:
             "forecaster": asdict(self.forecaster),
             "levels": {kind: intervals.level for kind, intervals in kinds.items()},
         }
-        save_weights(folder / "intervals.npz", bounds, header)
+        save_weights(folder / "intervals.safetensors", bounds, header)
         save_outage_events(self.territory, folder / "territory.npz")
 
     @classmethod
@@ -222,7 +222,7 @@ class OutageForecaster:
             GraphCLError: The folder holds no forecaster.
         """
         folder = Path(folder)
-        bounds, header = load_weights(folder / "intervals.npz")
+        bounds, header = load_weights(folder / "intervals.safetensors")
         try:
             found = cls(SAHGNNConfig(**header["config"]), ForecasterConfig(**header["forecaster"]))
             for kind, level in header["levels"].items():
@@ -231,7 +231,7 @@ class OutageForecaster:
         except (KeyError, TypeError) as error:
             raise GraphCLError(f"{folder}: no saved forecaster: {error}") from None
         found.models = [
-            SAHGNN.load(folder / f"network{number}.npz")
+            SAHGNN.load(folder / f"network{number}.safetensors")
             for number in range(found.forecaster.members)
         ]
         found.territory = load_outage_events(folder.absolute() / "territory.npz")

@@ -304,7 +304,7 @@ class OutageModel(nn.Module, ABC):
         }
 
     def save(self, path: Any) -> None:
-        """Write configuration and weights to an ``.npz`` file without pickles."""
+        """Write configuration and weights to a ``.safetensors`` file."""
         save_weights(path, self.state_dict(), self.header())
 
     @classmethod

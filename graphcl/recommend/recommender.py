@@ -297,7 +297,7 @@ class Recommender(nn.Module, ABC):
         return (items, scores) if several else (items[0], scores[0])
 
     def save(self, path: str | Path) -> None:
-        """Write configuration, catalogue and weights to an ``.npz`` file without pickles."""
+        """Write configuration, catalogue and weights to a ``.safetensors`` file."""
         header = {
             "method": type(self).__name__,
             "config": asdict(self.config),

@@ -291,7 +291,7 @@ class NetworkForecaster(Forecaster):
         return total / count
 
     def save(self, path: Any) -> None:
-        """Write configuration and weights to an ``.npz`` file without pickles.
+        """Write configuration and weights to a ``.safetensors`` file.
 
         The graph is not among them: :meth:`load` asks for it.
         """

@@ -1,12 +1,11 @@
-"""Models on disk: weights and a header as one ``.npz`` file without pickles."""
+"""Models on disk: weights and a header as one ``.safetensors`` file, which holds no code."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from graphcl.errors import GraphCLError
@@ -16,9 +15,9 @@ _HEADER = "header"
 
 def save_weights(path: str | Path, weights: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors by name, and what else JSON can hold."""
-    arrays: dict[str, Any] = {name: v.detach().cpu().numpy() for name, v in weights.items()}
-    with Path(path).open("wb") as file:
-        np.savez(file, **{_HEADER: np.array(json.dumps(header)), **arrays})
+    # Copies, since no two of a file's tensors may share memory, as tied weights do.
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    Path(path).write_bytes(save(copies, metadata={_HEADER: json.dumps(header)}))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -28,10 +27,10 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         GraphCLError: The file is missing or is not of this kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file[_HEADER]))
-            weights = {n: torch.from_numpy(file[n]) for n in file.files if n != _HEADER}
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise GraphCLError(f"{path}: no saved model: {error}") from None
     if not isinstance(header, dict):
         raise GraphCLError(f"{path}: no saved model: its header is no table")

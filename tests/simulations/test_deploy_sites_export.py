@@ -210,8 +210,8 @@ def test_models_of_other_kinds_and_damaged_ones_are_refused(tmp_path):
         with pytest.raises(GraphCLError, match=r"model\.json: describes no model"):
             load_model(tmp_path)
     (tmp_path / "model.json").write_text('{"class": "NodeClassifier"}')
-    (tmp_path / "model.npz").write_bytes(b"nonsense")
-    with pytest.raises(GraphCLError, match=r"model\.npz: no saved model"):
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(GraphCLError, match=r"model\.safetensors: no saved model"):
         load_model(tmp_path)
 
 

@@ -142,7 +142,10 @@ def test_swapped_coordinates_are_told(outage, tmp_path):
         (["train", "none.toml", "--out", "new"], "none.toml: no such"),
         (["train", "tiny.toml", "--out", "new"], "example/history: not found"),
         (["train", "tiny.toml", "--out", "new", "--set", "sa_hgnn.epoch=1"], "'sa_hgnn.epochs'"),
-        (["predict", "--model", "none", "--event", "storm.csv"], "none/intervals.npz: no saved"),
+        (
+            ["predict", "--model", "none", "--event", "storm.csv"],
+            "intervals.safetensors: no saved",
+        ),
         (["predict", "--model", "model", "--event", "none.csv"], "none.csv: not found"),
         (["evaluate", "tiny.toml", "--method", "oracle"], "--method oracle: unknown; choose from"),
         (["simulate", "made", "--locations", "1"], "'--locations': 1 is not in the range"),

@@ -184,16 +184,16 @@ def test_the_interval_of_a_mean_is_students(recommend):
 
 
 def test_from_training_to_a_service_and_vectors(recommend, tmp_path):
-    code, out = recommend("train", "tiny.toml", "--out", "model.npz", "--method", "gru4rec")
+    code, out = recommend("train", "tiny.toml", "--out", "model.safetensors", "--method", "gru4rec")
     assert code == 0, out
     assert "Trained gru4rec on" in out
-    assert "graphcl recommend serve --model model.npz" in out
-    model = load_recommender(tmp_path / "model.npz")
+    assert "graphcl recommend serve --model model.safetensors" in out
+    model = load_recommender(tmp_path / "model.safetensors")
     assert type(model) is RECOMMENDERS["gru4rec"]
     interactions = load_interactions(tmp_path / "clicks.npz")
     assert int(model.count.sum()) == len(interactions) - 80  # one event of each user chose
     items, scores = model.rank([3, 5], 4)
-    with serving("model.npz", tmp_path) as address:
+    with serving("model.safetensors", tmp_path) as address:
         asked = urllib.request.Request(
             f"{address}/rank",
             json.dumps({"history": [3, 5], "k": 4}).encode(),
@@ -203,7 +203,7 @@ def test_from_training_to_a_service_and_vectors(recommend, tmp_path):
             found = json.load(answer)["items"]
     assert [one["item"] for one in found] == items.tolist()
     assert [one["score"] for one in found] == pytest.approx(scores.tolist(), abs=1e-5)
-    code, out = recommend("export", "--model", "model.npz", "--out", "vectors.npz")
+    code, out = recommend("export", "--model", "model.safetensors", "--out", "vectors.npz")
     assert code == 0, out
     with np.load(tmp_path / "vectors.npz") as file:
         assert set(file.files) == {"vector", "item"}
@@ -238,10 +238,10 @@ class serving:  # noqa: N801 - read as a verb
 
 
 def test_popularity_is_trained_without_epochs(recommend, tmp_path):
-    code, out = recommend("train", "tiny.toml", "--set", "recommend.method=pop", "--out", "m.npz")
+    code, out = recommend("train", "tiny.toml", "--set", "recommend.method=pop", "--out", "m.st")
     assert code == 0, out
     assert "NDCG" not in out
-    assert type(load_recommender(tmp_path / "m.npz")) is RECOMMENDERS["pop"]
+    assert type(load_recommender(tmp_path / "m.st")) is RECOMMENDERS["pop"]
 
 
 @pytest.mark.parametrize(
@@ -249,10 +249,19 @@ def test_popularity_is_trained_without_epochs(recommend, tmp_path):
     [
         (["train", "tiny.toml"], "Missing option '--out'"),
         (["train", "tiny.toml", "--out", "tiny.toml"], "--out tiny.toml exists already"),
-        (["train", "tiny.toml", "--out", "no/m.npz"], "there is no folder no: make it first"),
-        (["train", "tiny.toml", "--out", "m.npz", "--method", "svd"], "'svd' is unknown; choose"),
-        (["train", "none.toml", "--out", "m.npz"], "none.toml: no such"),
-        (["train", "wrong.toml", "--out", "m.npz"], "sasrec.epochs is 0, must be at least 1"),
+        (
+            ["train", "tiny.toml", "--out", "no/m.st"],
+            "there is no folder no: make it first",
+        ),
+        (
+            ["train", "tiny.toml", "--out", "m.st", "--method", "svd"],
+            "'svd' is unknown; choose",
+        ),
+        (["train", "none.toml", "--out", "m.st"], "none.toml: no such"),
+        (
+            ["train", "wrong.toml", "--out", "m.st"],
+            "sasrec.epochs is 0, must be at least 1",
+        ),
         (["evaluate", "tiny.toml", "--method", "svd"], "--method 'svd' is unknown; choose from"),
         (["evaluate", "tiny.toml", "--set", "sasrec.epoch=1"], "'sasrec.epochs'"),
         (["evaluate", "tiny.toml", "--set", "pop.epochs=1"], "pop.epochs: unknown key"),
@@ -260,9 +269,12 @@ def test_popularity_is_trained_without_epochs(recommend, tmp_path):
         (["evaluate", "tiny.toml", "--set", "recommend.source=no.npz"], "no.npz: not found"),
         (["evaluate", "tiny.toml", "--set", "recommend.k_core=99"], "choose a smaller k"),
         (["evaluate", "tiny.toml", "--seeds", "0"], "'--seeds': 0 is not in the range"),
-        (["serve", "--model", "none.npz"], "none.npz: no saved model"),
+        (["serve", "--model", "none.st"], "none.st: no saved model"),
         (["serve", "--model", "clicks.npz"], "clicks.npz: no saved model"),
-        (["export", "--model", "none.npz", "--out", "v.npz"], "none.npz: no saved model"),
+        (
+            ["export", "--model", "none.st", "--out", "v.npz"],
+            "none.st: no saved model",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_made(recommend, tmp_path, arguments, message):
@@ -278,10 +290,10 @@ def test_a_mistake_is_one_message_and_nothing_is_made(recommend, tmp_path, argum
 def test_a_port_that_is_taken_is_told(recommend):
     import socket
 
-    recommend("train", "tiny.toml", "--set", "recommend.method=pop", "--out", "m.npz")
+    recommend("train", "tiny.toml", "--set", "recommend.method=pop", "--out", "m.st")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, out = recommend("serve", "--model", "m.npz", "--port", port)
+        code, out = recommend("serve", "--model", "m.st", "--port", port)
     assert code == 2
     assert f"cannot listen at --host 127.0.0.1 --port {port}" in out
 

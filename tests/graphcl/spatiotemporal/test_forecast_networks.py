@@ -154,8 +154,8 @@ def windows_ahead(series: SpatioTemporalSeries) -> torch.Tensor:
 def test_a_file_keeps_the_forecasts(kind, tmp_path):
     series = waves(num_steps=16 * 24)
     model = started(kind, series, history=5)
-    model.save(tmp_path / "model.npz")
-    loaded = kind.load(tmp_path / "model.npz", series)
+    model.save(tmp_path / "model.safetensors")
+    loaded = kind.load(tmp_path / "model.safetensors", series)
     assert torch.equal(loaded.predict(series), model.predict(series))
 
 

@@ -283,10 +283,10 @@ def test_a_network_that_reads_the_graph_takes_it_from_training(parts) -> None:
 def test_what_is_saved_forecasts_as_it_did(make, parts, tmp_path) -> None:
     train, val, test = parts
     model = make(hidden_channels=7, learning_rate=0.01).fit(train, val)
-    model.save(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
     # The steps at hand are too few to tell a day: the calendar must be that of training.
     window = test.between(0, 12)
-    loaded = type(model).load(tmp_path / "model.npz", window)
+    loaded = type(model).load(tmp_path / "model.safetensors", window)
     assert loaded.config == model.config
     assert not loaded.training
     assert torch.equal(loaded.predict(test), model.predict(test))
@@ -298,14 +298,14 @@ def test_what_is_saved_forecasts_as_it_did(make, parts, tmp_path) -> None:
 def test_what_was_loaded_can_be_trained_anew(make, parts, tmp_path) -> None:
     train, val, test = parts
     model = make().fit(train, val)
-    model.save(tmp_path / "model.npz")
-    loaded = type(model).load(tmp_path / "model.npz", train).fit(train, val)
+    model.save(tmp_path / "model.safetensors")
+    loaded = type(model).load(tmp_path / "model.safetensors", train).fit(train, val)
     assert torch.equal(loaded.predict(test), model.predict(test))
 
 
 def test_a_file_of_another_kind_is_refused(parts, tmp_path) -> None:
     train, val, _ = parts
-    path = tmp_path / "model.npz"
+    path = tmp_path / "model.safetensors"
     seasonal().fit(train, val).save(path)
     with pytest.raises(GraphCLError, match=rf"^{re.escape(str(path))}: no saved OneLayer: "):
         OneLayer.load(path, train)
@@ -313,14 +313,14 @@ def test_a_file_of_another_kind_is_refused(parts, tmp_path) -> None:
     with pytest.raises(GraphCLError, match="no saved model"):
         Seasonal.load(path, train)
     with pytest.raises(GraphCLError, match="no saved model"):
-        Seasonal.load(tmp_path / "absent.npz", train)
+        Seasonal.load(tmp_path / "absent.safetensors", train)
 
 
 def test_a_file_does_not_load_on_other_nodes(parts, tmp_path) -> None:
     train, val, _ = parts
-    seasonal().fit(train, val).save(tmp_path / "model.npz")
+    seasonal().fit(train, val).save(tmp_path / "model.safetensors")
     with pytest.raises(DataError, match=r"^road: node: .* on 4 .*: missing n2, n3; unknown none"):
-        Seasonal.load(tmp_path / "model.npz", train.at([0, 1]))
+        Seasonal.load(tmp_path / "model.safetensors", train.at([0, 1]))
 
 
 # Configurations

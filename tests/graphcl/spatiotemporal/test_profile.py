@@ -140,8 +140,8 @@ def test_a_second_fit_forgets_the_first(series) -> None:
 
 def test_a_file_keeps_means_and_knows_the_training_steps(series, tmp_path) -> None:
     all_of = fitted(series)
-    save_weights(tmp_path / "profile.npz", all_of.profile.state_dict(), {})
+    save_weights(tmp_path / "profile.safetensors", all_of.profile.state_dict(), {})
     loaded = Profile(all_of.calendar, N, C)
-    loaded.load_state_dict(load_weights(tmp_path / "profile.npz")[0])
+    loaded.load_state_dict(load_weights(tmp_path / "profile.safetensors")[0])
     steps = torch.arange(-30, T + 30)
     assert torch.equal(all_of._replace(profile=loaded).at(steps), all_of.at(steps))

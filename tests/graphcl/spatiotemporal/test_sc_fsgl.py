@@ -462,9 +462,9 @@ def test_a_file_keeps_the_forecasts_and_the_round_before(fields, tmp_path) -> No
     series = road()
     model = started(series, **fields)
     take_steps(model, some(model, series))
-    model.save(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
     # Of too few steps to tell a day: profile and calendar must be those of training.
-    loaded = SCFSGL.load(tmp_path / "model.npz", series.between(0, 10))
+    loaded = SCFSGL.load(tmp_path / "model.safetensors", series.between(0, 10))
     assert loaded.config == model.config
     assert torch.equal(loaded.predict(series), model.predict(series))
     window = series.between(0, 10)
@@ -477,8 +477,8 @@ def test_a_file_keeps_the_forecasts_and_the_round_before(fields, tmp_path) -> No
 def test_of_a_file_the_steps_of_training_are_still_left_out_of_their_own_means(tmp_path) -> None:
     series = road()
     model = started(series)
-    model.save(tmp_path / "model.npz")
-    loaded = SCFSGL.load(tmp_path / "model.npz", series)
+    model.save(tmp_path / "model.safetensors")
+    loaded = SCFSGL.load(tmp_path / "model.safetensors", series)
     later = replace(series, start=series.start + 10 * DAY)
     for part in (series, later):
         assert torch.equal(loaded.predict(part), model.predict(part))
