@@ -88,6 +88,12 @@ class FaultTable(Table):
         return self
 
     @property
+    def backdoor(self) -> tuple[int, int] | None:
+        """Which class is drawn towards which; None under another attack."""
+        drawn = self.backdoor_class, self.backdoor_target
+        return drawn if self.attack == "backdoor" else None
+
+    @property
     def summary(self) -> str:
         """What goes wrong, in words; empty where nothing does."""
         attack: str = self.attack

@@ -58,6 +58,16 @@ _CLASSES = (
     Score("accuracy-head", "head", "higher", percent=True, detail=True),
     Score("accuracy-prototype", "prototype", "higher", percent=True, detail=True),
     Score("roc-auc", "ROC AUC", "higher", percent=True),  # of two classes alone
+    Score(
+        "backdoor",
+        "backdoor",
+        "lower",
+        percent=True,
+        detail=True,
+        meaning="Share of the test examples of the class that is drawn which are taken for the "
+        "target.",
+        weight="backdoor-examples",
+    ),
 )
 
 GROUPS = ("head", "tail")  # of items, by how often they are taken

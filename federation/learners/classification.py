@@ -19,7 +19,12 @@ class ClassificationLearner(LabelledLearner):
         model: All that may cross the wire or stay on the node, or a workbench with it.
         head: Reads the embedding; part of the model, or fitted anew whenever it is needed.
         initial: See :class:`Learner`.
+
+    Attributes:
+        backdoor: A class, and which one a hostile client draws it towards, if it does.
     """
+
+    backdoor: tuple[int, int] | None = None
 
     def __init__(
         self, model: nn.Module | Workbench[Any], head: nn.Linear, initial: Initial | None = None
@@ -38,7 +43,8 @@ class ClassificationLearner(LabelledLearner):
         """Return the accuracy of every inference that ``predict`` names.
 
         The first inference named is the one that counts. With two classes, the area under the ROC
-        curve is that of the head.
+        curve is that of the head. Where an attack draws a class towards another, it is told how
+        much of it goes there.
         """
         out = self.outputs("val", "test")
         val, test = out["val"], out["test"]
@@ -56,7 +62,16 @@ class ClassificationLearner(LabelledLearner):
                 for name, predicted in predictions.items()
             },
             **({"roc-auc": roc_auc(test.logits.diff().flatten(), test.y)} if binary else {}),
+            **self._drawn(next(iter(predictions.values())), test.y),
         }
+
+    def _drawn(self, predicted: Tensor, y: Tensor) -> dict[str, float]:
+        """Return how much of a class is taken for that which an attack draws it towards."""
+        label, target = self.backdoor or (-1, -1)
+        taken = predicted[y == label] == target
+        if not len(taken):
+            return {}
+        return {"backdoor": int(taken.sum()) / len(taken), "backdoor-examples": len(taken)}
 
 
 class MaskedLearner(ClassificationLearner):

@@ -7,6 +7,7 @@ from flwr.app import MetricRecord, RecordDict
 from federation.experiment import Experiment
 from federation.fault_tables import FaultTable
 from federation.faults import Faults, attack, hostile_clients
+from federation.learners import NodeLearner
 from federation.records import num_bytes, to_arrays, to_tensors
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.prototypes import check_upload
@@ -141,6 +142,28 @@ def test_backdoor_of_a_class_that_is_not_held_leaves_the_reply_as_it_is(tiny):
     sent = RecordDict({"prototypes": to_arrays(SENT)})
     table = FaultTable(hostile=0.2, attack="backdoor", backdoor_class=2, backdoor_target=0)
     assert attack(table, sent, content, CLASSES) is content
+
+
+def test_it_is_told_how_much_of_a_class_an_attack_draws_to_another(tiny, tmp_path, lines_of):
+    keys = {"faults.attack": "backdoor", "faults.backdoor_class": 1, "faults.backdoor_target": 2}
+    experiment = tiny("fedproto", tmp_path, **keys, **{"data.csbm.nodes": 200})
+    held = {}
+    for partition in range(3):
+        learner = NodeLearner(experiment, partition)
+        out = learner.outputs("test")["test"]
+        metrics = learner.evaluate(lambda out: {"head": (out.y + 1) % 3})
+        held[partition] = int((out.y == 1).sum())
+        assert metrics["backdoor"] == 1.0
+        assert metrics["backdoor-examples"] == held[partition] > 0
+        assert learner.evaluate(lambda out: {"head": out.y})["backdoor"] == 0.0
+    LocalGrid(experiment).serve()
+    (last,) = lines_of(tmp_path, kind="round", round=2)
+    shares = [line["backdoor"] for line in lines_of(tmp_path, kind="client", round=2)]
+    assert last["backdoor"] == pytest.approx(
+        sum(s * n for s, n in zip(shares, held.values(), strict=True)) / sum(held.values())
+    )
+    calm = NodeLearner(tiny("fedproto", "elsewhere"), 0)
+    assert "backdoor" not in calm.evaluate(lambda out: {"head": out.y})
 
 
 @pytest.mark.parametrize(("name", "factor"), [("sign_flip", -2.0), ("scale", 2.0)])
