@@ -111,11 +111,15 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
         except Exception as error:
             replies[position] = _failed(message, context, error)
     exchanges = [entry[1] for entry in ready]
-    trained = fit_together(
-        [entry[2] for entry in ready],
-        [entry[3] for entry in ready],
-        lambda out, owners: type(exchanges[0]).penalties(exchanges, out, owners),
-    )
+    try:
+        trained = fit_together(
+            [entry[2] for entry in ready],
+            [entry[3] for entry in ready],
+            lambda out, owners: type(exchanges[0]).penalties(exchanges, out, owners),
+        )
+    except Exception as error:  # nobody knows whose it is
+        trained = [GraphCLError(f"{type(error).__name__}: {error}") for _ in ready]
+    seconds = (time.perf_counter() - started) / len(messages)
     for (position, exchange, learner, _), result in zip(ready, trained, strict=True):
         message, context = messages[position], contexts[position]
         try:
@@ -126,13 +130,14 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
             learner.load_state(state)
             partition = int(context.node_config["partition-id"])
             server_round = round_of(message.content)
+            # As alone, where nothing was drawn in training: noise on the reply is.
             seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
             content = exchange.reply()
             metrics = {
                 "partition-id": partition,
                 "num-examples": learner.facts()["num-examples"],
                 "loss": loss,
-                "seconds": (time.perf_counter() - started) / len(messages),
+                "seconds": seconds,
             }
             content["metrics"] = MetricRecord(dict(metrics))
             _remember(exchange, context, keep=True)

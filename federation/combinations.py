@@ -207,7 +207,7 @@ def _check_batches(experiment: "Experiment") -> None:
         f"model.encoders = '{model.encoders}' are no perceptrons": {*model.encoder_names}
         != {"mlp"},
         "model.dropout draws from one stream per client": model.dropout > 0,
-        f"'{others[0] if others else ''}' has a loss or weights of its own": bool(others),
+        f"'{others[0] if others else ''}' is none of {', '.join(BATCHED_STRATEGIES)}": bool(others),
         "privacy.masking hides the replies of single clients": experiment.masked,
         "strategy.personal_weights stay on the clients": bool(experiment.strategy.personal_names),
         "Flower's own engine sends one message at a time": simulation.engine == "flower",

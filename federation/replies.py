@@ -133,17 +133,20 @@ class Exchanged:
 
         self._keep(check)
 
-    def check_evaluation(self, score: Score) -> None:
+    def check_evaluation(self, scores: Sequence[Score]) -> None:
         """Drop evaluation replies whose metrics cannot be used.
 
         Args:
-            score: What every reply must have of test and of validation examples.
+            scores: Every reply must have the first of test and of validation examples, and of the
+                others the number of examples that they are means over.
         """
+        score = scores[0]
         expected = EVALUATION_METRICS | {score.name, score.val_name}
 
         def check(content: RecordDict, partition: int) -> None:
             metrics = _metrics(content, partition)
-            if missing := expected - set(metrics):
+            weights = {other.weight for other in scores if other.name in metrics}
+            if missing := (expected | weights) - set(metrics):
                 raise ReplyError(f"the metrics lack {sorted(missing)}")
 
         self._keep(check)

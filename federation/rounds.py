@@ -206,7 +206,7 @@ def _evaluate(
 
     def close(replies: Iterable[Message], seconds: float) -> None:
         evaluation.take(replies)
-        evaluation.check_evaluation(scores[0])
+        evaluation.check_evaluation(scores)
         done.close(run, evaluation, scores, seconds)
 
     if isinstance(grid, DefersMessages):

@@ -74,11 +74,12 @@ class Contact:
 
 @dataclass
 class _Request:
-    """What one node is asked for in an exchange."""
+    """What one node is asked for in an exchange; ``asked`` is what is left where its state is."""
 
     node: int
     order: Order
     inner: list[Message]
+    asked: list[Message]
     sends: int = 0
     activated: str = ""
     ids: set[str] = field(default_factory=set)
@@ -191,7 +192,7 @@ class DeploymentGrid(Grid):
         return outcomes
 
     def _request(self, node: int, inner: list[Message]) -> _Request:
-        return _Request(node, self._order(node, inner), inner)
+        return _Request(node, self._order(node, inner), inner, inner)
 
     def _order(self, node: int, inner: list[Message]) -> Order:
         base = self._bases.get(self._sites[node].partition, 0)
@@ -219,7 +220,7 @@ class DeploymentGrid(Grid):
         if request.sends:
             log(INFO, "site %s started anew and is asked again", site.name)
         message = Message(
-            request.order.pack([one.content for one in request.inner]),
+            request.order.pack([one.content for one in request.asked]),
             dst_node_id=request.node,
             message_type=MESSAGE_TYPE,
             ttl=timeout,
@@ -237,6 +238,8 @@ class DeploymentGrid(Grid):
         found: dict[int, Outcome] = {}
         for reply in self._grid.pull_messages(list(by_id)):
             request = by_id[reply.metadata.reply_to_message_id]
+            if reply.metadata.reply_to_message_id not in request.ids:
+                continue  # it has been asked for something else since
             request.ids.discard(reply.metadata.reply_to_message_id)
             if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # it may come back: the nodes are looked at anyway
@@ -250,7 +253,7 @@ class DeploymentGrid(Grid):
         if reply.has_error():
             return self._failed(request, reply.error.reason or f"error {reply.error.code}")
         try:
-            answer, contents = Answer.unpack(reply.content, len(request.inner))
+            answer, contents = Answer.unpack(reply.content, len(request.asked))
             if answer.lost:
                 return self._anew(request)
             if answer.kept not in (None, request.order.keep_as):
@@ -264,19 +267,33 @@ class DeploymentGrid(Grid):
         contact.answered = contact.seen = time.time()
         contact.failures += bool(answer.errors)
         contact.reason = "; ".join(sorted({e.reason or "" for e in answer.errors.values()}))
-        return [answer.errors.get(place, content) for place, content in enumerate(contents)]
+        answers = {
+            id(message): answer.errors.get(place, content)
+            for place, (message, content) in enumerate(zip(request.asked, contents, strict=True))
+        }
+        lost = Error(ErrorCode.NODE_UNAVAILABLE, "the site's state is lost")
+        return [answers.get(id(message), lost) for message in request.inner]
 
     def _anew(self, request: _Request) -> Outcome | None:
-        """Let a site whose state is gone, with its disk for instance, go on without one."""
+        """Let a site whose state is gone, with its disk for instance, train without one.
+
+        It has no model that could be evaluated until then.
+        """
         site, base = self._sites[request.node], request.order.base
         if not base:
             return self._failed(request, "the site misses a state that it was not asked for")
+        reason = f"its state of round {base} is lost, it starts anew"
+        self._bases.pop(site.partition, None)
+        self._changed.discard(site.partition)
+        left = [m for m in request.asked if m.metadata.message_type != MessageType.EVALUATE]
+        if not left:
+            return self._failed(request, reason)
         contact = self.contacts[site.name]
         contact.failures += 1
-        contact.reason = f"its state of round {base} is lost, it starts anew"
-        log(WARNING, "site %s: %s", site.name, contact.reason)
-        self._bases.pop(site.partition, None)
-        request.order, request.sends = self._order(request.node, request.inner), 0
+        log(WARNING, "site %s: %s", site.name, reason)
+        request.asked, request.order = left, self._order(request.node, left)
+        request.ids.clear()
+        request.activated = ""  # so that it is asked again
         return None
 
     def _failed(self, request: _Request, reason: str) -> Outcome:

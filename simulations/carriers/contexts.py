@@ -57,9 +57,10 @@ class Contexts:
         """Return the contexts of several clients, none of which is dropped for another."""
         pinned = self.pinned
         self.pinned = pinned | set(partitions)
-        contexts = [self[partition] for partition in partitions]
-        self.pinned = pinned
-        return contexts
+        try:
+            return [self[partition] for partition in partitions]
+        finally:
+            self.pinned = pinned
 
     def forget(self, partition: int) -> None:
         """Let go of a client's state, if it is here: another one is stored by now."""

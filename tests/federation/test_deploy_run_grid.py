@@ -257,11 +257,34 @@ def test_a_site_that_lost_its_disk_starts_anew(deployed, lines_of, caplog, strat
         grid = serve(experiment, superlink)
     lines = lines_of(experiment.run.directory, kind="client", partition=1)
     assert [line["status"] for line in lines] == ["ok"] * ROUNDS
+    # Before it trains, it has no model: the score of an untrained one must not be recorded.
+    assert [line.get("evaluation", "") for line in lines] == [
+        "",
+        "the site's state is lost",
+        "",
+        "",
+    ]
+    assert ["accuracy" in line for line in lines] == [True, False, True, True]
     assert "site-1: its state of round 2 is lost, it starts anew" in caplog.text
     assert grid.contacts["site-1"].failures == 1
     assert grid.contacts["site-1"].reason == ""
     # It was not carried along without a state: from now on it keeps one again.
     assert States(superlink.folder / "site-1", RUN).load(ROUNDS)
+
+
+def test_a_site_that_lost_its_disk_after_the_last_round_has_no_score(deployed, lines_of):
+    experiment, superlink = deployed()
+
+    def taken(site, number):
+        if (site, number) == (1, ROUNDS + 2):  # hello, the rounds, the last evaluation
+            shutil.rmtree(superlink.folder / "site-1")
+            superlink.start(1)
+
+    superlink.taken = taken
+    serve(experiment, superlink)
+    (last,) = lines_of(experiment.run.directory, kind="client", partition=1, round=ROUNDS)
+    assert "is lost" in last["evaluation"]
+    assert not list((superlink.folder / "site-1").glob("*/evaluated"))
 
 
 def test_a_site_that_misses_a_state_it_was_not_asked_for_is_not_asked_for_ever(deployed):

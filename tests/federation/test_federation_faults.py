@@ -9,6 +9,7 @@ from federation.fault_tables import FaultTable
 from federation.faults import Faults, attack, hostile_clients
 from federation.learners import NodeLearner
 from federation.records import num_bytes, to_arrays, to_tensors
+from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.prototypes import check_upload
 from graphcl.errors import ConfigError, FederationError
@@ -164,6 +165,15 @@ def test_it_is_told_how_much_of_a_class_an_attack_draws_to_another(tiny, tmp_pat
     )
     calm = NodeLearner(tiny("fedproto", "elsewhere"), 0)
     assert "backdoor" not in calm.evaluate(lambda out: {"head": out.y})
+
+
+def test_a_share_without_its_number_of_examples_costs_its_own_reply_alone(tiny, staged, tmp_path):
+    grid = staged(tiny("fedproto", tmp_path))
+    grid.tamper["evaluate", 1, 1] = lambda content: content["metrics"].update(backdoor=0.5)
+    grid.serve()
+    lines = [line for line in RunDirectory(tmp_path).lines() if line["kind"] == "client"]
+    told = [line["evaluation"] for line in lines if "evaluation" in line]
+    assert told == ["ReplyError: the metrics lack ['backdoor-examples']"]
 
 
 @pytest.mark.parametrize(("name", "factor"), [("sign_flip", -2.0), ("scale", 2.0)])

@@ -126,8 +126,8 @@ def test_no_client_is_no_error():
     [
         ({"model.encoders": "gcn"}, "no perceptrons"),
         ({"model.dropout": 0.5}, "one stream per client"),
-        ({"strategy.name": "lgfedavg"}, "'lgfedavg' has a loss or weights of its own"),
-        ({"run.compare": "fedprox"}, "'fedprox' has a loss or weights of its own"),
+        ({"strategy.name": "lgfedavg"}, "'lgfedavg' is none of fedavg"),
+        ({"run.compare": "fedprox"}, "'fedprox' is none of fedavg"),
         ({"strategy.name": "fedproto", "privacy.masking": True}, "masking"),
         ({"strategy.personal_weights": "head"}, "personal_weights"),
         ({"simulation.engine": "flower"}, "one message at a time"),

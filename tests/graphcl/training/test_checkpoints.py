@@ -40,6 +40,13 @@ def test_weights_may_share_memory(tmp_path):
     assert torch.equal(found["turned"], tied.T)
 
 
+def test_what_was_loaded_outlives_its_file(tmp_path):
+    save_weights(tmp_path / "model", {"weight": torch.ones(1000)}, {})
+    found, _ = load_weights(tmp_path / "model")
+    save_weights(tmp_path / "model", {"weight": torch.zeros(1)}, {})
+    assert torch.equal(found["weight"], torch.ones(1000))
+
+
 def bare(path):
     save_file({"weight": torch.ones(3)}, path)
 
