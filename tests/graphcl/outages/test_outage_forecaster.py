@@ -86,9 +86,10 @@ def test_intervals_are_calibrated_on_events_that_a_network_had_not_seen(folds, e
 
 def test_a_saved_forecaster_gives_the_same_forecast_without_pickle(fitted, storm, tmp_path):
     fitted.save(tmp_path / "model")
-    for file in (tmp_path / "model").iterdir():
-        with np.load(file, allow_pickle=False) as arrays:
-            assert all(arrays[name].dtype != object for name in arrays.files)
+    names = {file.name for file in (tmp_path / "model").iterdir()}
+    assert {"network0.safetensors", "intervals.safetensors", "territory.npz"} <= names
+    with np.load(tmp_path / "model" / "territory.npz", allow_pickle=False) as arrays:
+        assert all(arrays[name].dtype != object for name in arrays.files)
     again = OutageForecaster.load(tmp_path / "model")
     one, other = fitted.predict(storm), again.predict(storm)
     for field in ("expected", "low", "high"):
@@ -122,10 +123,10 @@ def test_a_folder_that_exists_is_left_alone(fitted, tmp_path):
 
 
 def test_a_folder_without_a_forecaster_is_named(fitted, tmp_path):
-    with pytest.raises(GraphCLError, match=r"none.intervals\.npz: no saved model"):
+    with pytest.raises(GraphCLError, match=r"none.intervals\.safetensors: no saved model"):
         OutageForecaster.load(tmp_path / "none")
     fitted.save(tmp_path / "model")
-    fitted.models[0].save(tmp_path / "model" / "intervals.npz")
+    fitted.models[0].save(tmp_path / "model" / "intervals.safetensors")
     with pytest.raises(GraphCLError, match="model: no saved forecaster"):
         OutageForecaster.load(tmp_path / "model")
 
