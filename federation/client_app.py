@@ -69,13 +69,8 @@ def train(message: Message, context: Context) -> Message:
             if exchange.experiment.masked:
                 clients = exchange.experiment.partition.clients
                 hide(content, message.content, context.state, partition, clients)
-            metrics = {
-                "partition-id": partition,
-                "num-examples": exchange.learner.facts()["num-examples"],
-                "loss": terms["loss"],
-                "seconds": time.perf_counter() - started,
-            }
-            content["metrics"] = MetricRecord(dict(metrics))
+            seconds = time.perf_counter() - started
+            content["metrics"] = _told(exchange, partition, terms["loss"], seconds)
         return content
 
     return _answer(message, context, answer)
@@ -133,18 +128,23 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
             # As alone, where nothing was drawn in training: noise on the reply is.
             seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
             content = exchange.reply()
-            metrics = {
-                "partition-id": partition,
-                "num-examples": learner.facts()["num-examples"],
-                "loss": loss,
-                "seconds": seconds,
-            }
-            content["metrics"] = MetricRecord(dict(metrics))
+            content["metrics"] = _told(exchange, partition, loss, seconds)
             _remember(exchange, context, keep=True)
             replies[position] = Message(content, reply_to=message)
         except Exception as error:
             replies[position] = _failed(message, context, error)
     return [replies[position] for position in range(len(messages))]
+
+
+def _told(exchange: Exchange, partition: int, loss: float, seconds: float) -> MetricRecord:
+    """Return what a training reply tells beside what the algorithm sends up."""
+    metrics = {
+        "partition-id": partition,
+        "num-examples": exchange.learner.facts()["num-examples"],
+        "loss": loss,
+        "seconds": seconds,
+    }
+    return MetricRecord(dict(metrics))
 
 
 def _answer(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:

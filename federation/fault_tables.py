@@ -89,7 +89,7 @@ class FaultTable(Table):
 
     @property
     def backdoor(self) -> tuple[int, int] | None:
-        """Which class is drawn towards which; None under another attack."""
+        """Which class would be drawn towards which; None under another attack."""
         drawn = self.backdoor_class, self.backdoor_target
         return drawn if self.attack == "backdoor" else None
 

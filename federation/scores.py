@@ -64,8 +64,7 @@ _CLASSES = (
         "lower",
         percent=True,
         detail=True,
-        meaning="Share of the test examples of the class that is drawn which are taken for the "
-        "target.",
+        meaning="Share of the drawn class's test examples that are taken for the target.",
         weight="backdoor-examples",
     ),
 )

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from federation.experiment import Experiment
 from federation.learners.base import Forward, Initial, LabelledLearner, Predict, Workbench
 from graphcl.metrics import accuracy, roc_auc
 
@@ -21,10 +22,10 @@ class ClassificationLearner(LabelledLearner):
         initial: See :class:`Learner`.
 
     Attributes:
-        backdoor: A class, and which one a hostile client draws it towards, if it does.
+        config: The whole experiment.
     """
 
-    backdoor: tuple[int, int] | None = None
+    config: Experiment
 
     def __init__(
         self, model: nn.Module | Workbench[Any], head: nn.Linear, initial: Initial | None = None
@@ -67,7 +68,7 @@ class ClassificationLearner(LabelledLearner):
 
     def _drawn(self, predicted: Tensor, y: Tensor) -> dict[str, float]:
         """Return how much of a class is taken for that which an attack draws it towards."""
-        label, target = self.backdoor or (-1, -1)
+        label, target = self.config.faults.backdoor or (-1, -1)
         taken = predicted[y == label] == target
         if not len(taken):
             return {}

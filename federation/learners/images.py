@@ -63,7 +63,6 @@ class ImageLearner(ClassificationLearner):
         shared: bool = False,
     ):
         self.config = experiment
-        self.backdoor = experiment.faults.backdoor
         self.device = select_device(experiment.simulation.gpus_per_client)
         self.images, album = albums(experiment).whole, album_of(experiment, partition)
         self.num_classes = self.images.num_classes

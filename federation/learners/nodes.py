@@ -44,7 +44,6 @@ class NodeLearner(MaskedLearner):
         shared: bool = False,
     ):
         self.config = experiment
-        self.backdoor = experiment.faults.backdoor
         device = select_device(experiment.simulation.gpus_per_client)
         data = graph_of(experiment, partition)
         self.num_classes = num_classes_of(experiment)

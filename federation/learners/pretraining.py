@@ -61,7 +61,6 @@ class PretrainingLearner(MaskedLearner):
 
     def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):
         self.config = experiment
-        self.backdoor = experiment.faults.backdoor
         data = graph_of(experiment, partition)
         self.graph = prepare(data)
         self.num_classes = num_classes_of(experiment)

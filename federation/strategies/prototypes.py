@@ -69,12 +69,8 @@ def side_by_side(
     """Return the tables of several clients as one, and of each sample the row of its class."""
     if len(tables) == 1:
         return tables[0], y
-    values, known = (torch.cat(rows) for rows in zip(*map(_rows, tables), strict=True))
+    values, known = (torch.cat([getattr(t, n) for t in tables]) for n in ("values", "known"))
     return PrototypeTable(values, known), y + owners.client * len(tables[0].known)
-
-
-def _rows(table: PrototypeTable) -> tuple[Tensor, Tensor]:
-    return table.values, table.known
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,11 @@ def prototype_contrast(
             f"pass one boolean for each of the {classes} prototypes"
         )
     _check_classes(y, len(z), classes)
+    if candidates is not None and candidates.shape != (len(z), classes):
+        raise GraphCLError(
+            f"prototype_contrast: candidates has shape {tuple(candidates.shape)}; pass one boolean "
+            f"for each of the {len(z)} samples and {classes} prototypes"
+        )
     # Unknown classes leave the keys altogether, so what their rows hold cannot matter.
     position = torch.where(known, known.cumsum(0) - 1, -1)
     return contrastive_loss(

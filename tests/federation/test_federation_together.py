@@ -7,6 +7,8 @@ from federation.experiment import Experiment
 from federation.learners import NodeLearner
 from federation.records import from_bytes, to_tensors
 from federation.run_directory import RunDirectory
+from federation.strategies.feddbp import FedDBPExchange
+from federation.strategies.prototypes import PrototypeTable
 from federation.together import fit_together
 from graphcl.errors import ConfigError, FederationError, GraphCLError
 from simulations.carriers.local import LocalGrid
@@ -97,11 +99,22 @@ def nothing(out, owners):
     return {}
 
 
-def test_a_client_that_diverges_fails_alone(learners):
+def feddbp(learners):
+    """Return the terms of FedDBP for learners, each with prototypes of its own."""
+    exchanges = []
+    for partition, learner in enumerate(learners):
+        exchanges.append(FedDBPExchange(learner.config, learner))
+        values = torch.randn(3, 6, generator=torch.Generator().manual_seed(partition))
+        exchanges[-1].table = PrototypeTable(values, torch.tensor([True, partition != 2, True]))
+    return lambda out, owners: FedDBPExchange.penalties(exchanges, out, owners)
+
+
+@pytest.mark.parametrize("terms", [lambda learners: nothing, feddbp], ids=["fedavg", "feddbp"])
+def test_a_client_that_diverges_fails_alone(learners, terms):
     starts = [learner.state() for learner in learners]
-    before = fit_together(learners, starts, nothing)
+    before = fit_together(learners, starts, terms(learners))
     learners[1].x = torch.full_like(learners[1].x, torch.inf)
-    one, broken, other = fit_together(learners, starts, nothing)
+    one, broken, other = fit_together(learners, starts, terms(learners))
     assert isinstance(broken, GraphCLError)
     assert "not finite in epoch 1" in str(broken)
     for found, expected in ((one, before[0]), (other, before[2])):

@@ -147,6 +147,34 @@ def test_prototype_contrast_without_known_classes_is_zero(block: int | None) -> 
     assert not torch.autograd.grad(loss, z)[0].any()
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_samples_of_several_tables_are_each_told_from_their_own(block: int | None) -> None:
+    z, y, prototypes = (
+        doubles(7, 3),
+        torch.tensor([0, 1, 2, 1, 0, 2, 2]),
+        torch.randn(6, 3).double(),
+    )
+    owner, known = torch.tensor([0, 0, 1, 1, 0, 1, 0]), torch.tensor([True] * 4 + [False, True])
+    together = prototype_contrast(
+        z,
+        y + 3 * owner,
+        prototypes,
+        known,
+        candidates=owner[:, None] == torch.tensor([0, 0, 0, 1, 1, 1]),
+        reduction="none",
+        block_size=block,
+    )
+    alone = torch.zeros(7).double()
+    for number in range(2):
+        own, rows = owner == number, slice(3 * number, 3 * number + 3)
+        loss = prototype_contrast(z[own], y[own], prototypes[rows], known[rows], reduction="none")
+        alone[own] = loss
+    weight = torch.arange(1.0, 8.0).double()
+    assert_same((weight * together).sum(), (weight * alone).sum(), (z,))
+    torch.testing.assert_close(together, alone)
+    assert (together == 0).tolist() == (owner.bool() & (y == 1)).tolist()
+
+
 def test_unknown_prototypes_are_not_read() -> None:
     z, y, prototypes = doubles(3, 4), torch.tensor([0, 1, 2]), torch.randn(3, 4).double()
     known = torch.tensor([True, False, True])
@@ -229,6 +257,15 @@ def test_a_module_can_learn_its_temperature() -> None:
                 torch.ones(1, 2), torch.tensor([0]), torch.ones(3, 2), torch.ones(3)
             ),
             "known has shape",
+        ),
+        (
+            lambda: prototype_contrast(
+                torch.ones(1, 2),
+                torch.tensor([0]),
+                torch.ones(3, 2),
+                candidates=torch.ones(1, 4).bool(),
+            ),
+            r"candidates has shape \(1, 4\)",
         ),
         (
             lambda: prototype_contrast(torch.ones(1, 2), torch.tensor([0]), torch.ones(3, 4)),

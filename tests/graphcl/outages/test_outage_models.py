@@ -139,12 +139,12 @@ def test_a_saved_model_predicts_as_before_and_other_tools_read_it(make, events, 
 
 
 def test_a_file_of_another_model_is_refused(events, tmp_path) -> None:
-    gcn().fit(events).save(tmp_path / "gcn.npz")
-    with pytest.raises(GraphCLError, match=r"gcn.npz: no saved SAHGNN"):
-        SAHGNN.load(tmp_path / "gcn.npz")
-    sa_hgnn().fit(events).save(tmp_path / "sa.npz")
-    with pytest.raises(GraphCLError, match=r"sa.npz: no saved OutageGCN"):
-        OutageGCN.load(tmp_path / "sa.npz")
+    gcn().fit(events).save(tmp_path / "gcn.safetensors")
+    with pytest.raises(GraphCLError, match=r"gcn.safetensors: no saved SAHGNN"):
+        SAHGNN.load(tmp_path / "gcn.safetensors")
+    sa_hgnn().fit(events).save(tmp_path / "sa.safetensors")
+    with pytest.raises(GraphCLError, match=r"sa.safetensors: no saved OutageGCN"):
+        OutageGCN.load(tmp_path / "sa.safetensors")
 
 
 @both

@@ -333,8 +333,8 @@ def test_what_a_federation_averages_are_items_intents_and_encoder_but_not_the_gr
 
 def test_a_saved_model_ranks_alike(tmp_path: Path) -> None:
     model = model_of(double=False)
-    model.save(tmp_path / "model.npz")
-    loaded = BIPCL.load(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
+    loaded = BIPCL.load(tmp_path / "model.safetensors")
     assert loaded.config == model.config
     assert loaded.operator.to_dense().equal(model.operator.to_dense())
     for found, wanted in zip(loaded.rank([3, 1], 5), model.rank([3, 1], 5), strict=True):
@@ -342,12 +342,12 @@ def test_a_saved_model_ranks_alike(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_graph_is_broken_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.npz"
+    path = tmp_path / "model.safetensors"
     model_of(double=False).save(path)
     weights, header = load_weights(path)
     weights["catalogue/edge_index"][1, 0] = 99
     save_weights(path, weights, header)
-    with pytest.raises(GraphCLError, match=r"model.npz: no saved BIPCL: .*joins 1 and 99"):
+    with pytest.raises(GraphCLError, match=r"model.safetensors: no saved BIPCL: .*joins 1 and 99"):
         BIPCL.load(path)
 
 

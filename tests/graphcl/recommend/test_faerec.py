@@ -293,8 +293,8 @@ def test_padding_changes_nothing(trained: FAERec, interactions: Interactions) ->
 def test_a_saved_model_ranks_as_before(
     trained: FAERec, interactions: Interactions, tmp_path: Path
 ) -> None:
-    trained.save(tmp_path / "model.npz")
-    again = FAERec.load(tmp_path / "model.npz")
+    trained.save(tmp_path / "model.safetensors")
+    again = FAERec.load(tmp_path / "model.safetensors")
     assert again.config == trained.config
     for first, second in zip(
         trained.rank(interactions, 5), again.rank(interactions, 5), strict=True

@@ -163,16 +163,18 @@ def test_a_file_tells_which_recommender_it_holds(
 ) -> None:
     split = interactions.leave_one_out()
     model = RECOMMENDERS[name]().start(split.train)
-    model.save(tmp_path / "model.npz")
-    again = load_recommender(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
+    again = load_recommender(tmp_path / "model.safetensors")
     assert type(again) is RECOMMENDERS[name]
     assert again.config == model.config
     assert evaluate_split(again, split) == evaluate_split(model, split)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    save_weights(tmp_path / "other.npz", {"weight": torch.zeros(2)}, {"config": {}})
-    with pytest.raises(GraphCLError, match=r"other.npz: no saved recommender: .* names the method"):
-        load_recommender(tmp_path / "other.npz")
-    with pytest.raises(GraphCLError, match=r"none.npz: no saved model"):
-        load_recommender(tmp_path / "none.npz")
+    save_weights(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {"config": {}})
+    with pytest.raises(
+        GraphCLError, match=r"other.safetensors: no saved recommender: .* names the method"
+    ):
+        load_recommender(tmp_path / "other.safetensors")
+    with pytest.raises(GraphCLError, match=r"none.safetensors: no saved model"):
+        load_recommender(tmp_path / "none.safetensors")

@@ -122,8 +122,8 @@ def test_without_a_history_what_most_users_take_comes_first(model: Recommender) 
 def test_a_saved_model_ranks_as_before(
     model: Recommender, interactions: Interactions, tmp_path: Path
 ) -> None:
-    model.save(tmp_path / "model.npz")
-    again = type(model).load(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
+    again = type(model).load(tmp_path / "model.safetensors")
     assert again.config == model.config
     assert again.item_name == interactions.item_name
     for first, second in zip(model.rank(interactions, 5), again.rank(interactions, 5), strict=True):
@@ -187,9 +187,9 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.npz").write_bytes(b"nothing")
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(GraphCLError, match="no saved model"):
-        SASRec.load(tmp_path / "model.npz")
+        SASRec.load(tmp_path / "model.safetensors")
 
 
 def test_what_is_not_offered_does_not_compete_and_what_was_had_before_is_a_miss(

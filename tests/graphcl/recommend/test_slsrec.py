@@ -300,8 +300,8 @@ def test_a_file_gives_the_same_ranks(
     interactions: Interactions, mode: dict[str, Any], tmp_path: Path
 ) -> None:
     model = SLSRec(SLSRecConfig(hidden_channels=8, length=12, **mode)).start(interactions)
-    model.save(tmp_path / "model.npz")
-    again = SLSRec.load(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
+    again = SLSRec.load(tmp_path / "model.safetensors")
     asked = Histories.of_users(interactions.select(interactions.user < 30))
     asked = replace(asked, target=asked.target.clamp(min=1))
     assert again.ranks(asked).equal(model.ranks(asked))

@@ -32,9 +32,9 @@ BATCHED = {
     **PERSONAL,
     "model.encoders": "mlp",
     "model.dropout": 0.0,
-    "strategy.name": "fedavg",
     "simulation.batch_clients": 2,
 }
+AVERAGED = {**BATCHED, "strategy.name": "fedavg"}
 SEEDS = range(20)
 
 
@@ -90,7 +90,9 @@ def digest(experiment: Experiment) -> str:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("keys", [PERSONAL, BATCHED], ids=["personal", "batched"])
+@pytest.mark.parametrize(
+    "keys", [PERSONAL, BATCHED, AVERAGED], ids=["personal", "batched", "batched-averaged"]
+)
 def test_every_carrier_and_every_death_ends_in_one_digest(tiny, pool, keys, seed) -> None:
     rng = random.Random(seed)
     local = tiny({**keys, "run.seed": seed}, folder="local")
