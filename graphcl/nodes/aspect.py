@@ -80,14 +80,14 @@ class ASPECTConfig:
 
 
 class View(NamedTuple):
-    """All nodes of a graph as one view embeds them."""
+    """Nodes of a graph as one view embeds them."""
 
-    low: Tensor  # [num_nodes, channel width]
-    high: Tensor  # [num_nodes, channel width]
+    low: Tensor  # [n, channel width]
+    high: Tensor  # [n, channel width]
 
-    def at(self, nodes: Tensor | slice) -> "View":
-        """Return some of the nodes."""
-        return View(self.low[nodes], self.high[nodes])
+    def at(self, rows: Tensor | slice) -> "View":
+        """Return some of them."""
+        return View(self.low[rows], self.high[rows])
 
 
 class SpectralEncoder(nn.Module):
@@ -130,11 +130,14 @@ class SpectralEncoder(nn.Module):
         elif self.config.policy == "global":
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
-    def channels(self, x: Features, operator: SymmetricOperator | Tensor) -> View:
-        """Return the low- and the high-frequency embedding of all nodes."""
+    def channels(
+        self, x: Features, operator: SymmetricOperator | Tensor, nodes: Tensor | None = None
+    ) -> View:
+        """Return the low- and the high-frequency embedding of all nodes, or of ``nodes [n]``."""
         x = drop(x, self.config.drop_features, self.training)
         # The linear map first: it commutes with the filter and makes it narrower.
-        low, high = self.filters(operator, linear(x, self.low.weight), linear(x, self.high.weight))
+        narrow = linear(x, self.low.weight), linear(x, self.high.weight)
+        low, high = self.filters(operator, *narrow, nodes)
         scale = self.config.input_scale
         return View(
             self.activation(torch.add(self.low.bias, low, alpha=scale)),
@@ -186,19 +189,20 @@ class ASPECT(SpectralEncoder, NodeMethod):
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)
-        return self.contrast_views(self.draw_view(graph), self.draw_view(graph), anchors)
+        return self.contrast_views(self.draw_views(graph, anchors), anchors)
 
-    def draw_view(self, graph: PreparedGraph) -> View:
-        """Embed all nodes of a graph with edges and features dropped afresh."""
+    def draw_views(self, graph: PreparedGraph, nodes: Tensor | None) -> tuple[View, View]:
+        """Return two views of nodes, or of all."""
+        return self.draw_view(graph, nodes), self.draw_view(graph, nodes)
+
+    def draw_view(self, graph: PreparedGraph, nodes: Tensor | None) -> View:
+        """Embed nodes, or all, of a graph with edges and features dropped afresh."""
         keep = graph.pattern.drop_edges(self.config.drop_edges)
-        return self.channels(graph.x, graph.pattern.shifted_laplacian(keep))
+        return self.channels(graph.x, graph.pattern.shifted_laplacian(keep), nodes)
 
-    def contrast_views(
-        self, view1: View, view2: View, anchors: Tensor | slice
-    ) -> dict[str, Tensor]:
-        """Return the terms of the loss between two views, contrasted at the anchors."""
+    def contrast_views(self, views: tuple[View, View], anchors: Tensor | None) -> dict[str, Tensor]:
+        """Return the terms of the loss between two views of the anchors."""
         config = self.config
-        views = view1.at(anchors), view2.at(anchors)
         shares = [self.shares_of(*view) for view in views]
         fused = [self.fuse(view, share) for view, share in zip(views, shares, strict=True)]
 
@@ -220,7 +224,7 @@ class ASPECT(SpectralEncoder, NodeMethod):
             terms["evidence"] = config.evidence_weight * divergence.mean()
         return terms
 
-    def policy_target(self, evidence: Tensor, anchors: Tensor | slice) -> Tensor:
+    def policy_target(self, evidence: Tensor, anchors: Tensor | None) -> Tensor:
         """Return the shares that the policy of the anchors is drawn to, a constant ``[n, 2]``."""
         return evidence_target(evidence, self.config.evidence_temperature)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from graphcl.contrast import info_nce
-from graphcl.nodes.aspect import ASPECT, ASPECTConfig
+from graphcl.nodes.aspect import ASPECT, ASPECTConfig, View
 from graphcl.nodes.features import rows
 from graphcl.nodes.method import PreparedGraph, draw_anchors
 from graphcl.nodes.policy import channel_sensitivity, reliability_target
@@ -98,22 +98,35 @@ class ASPECTS(ASPECT):
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         attacked = self._attacked = self._current_attack(graph)
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)
-        view1, view2 = self.draw_view(graph), self.draw_view(graph)
-        terms = self.contrast_views(view1, view2, anchors)
-        if attacked is not None and self.config.adversarial_weight:
-            clean = view1.at(attacked.nodes)
-            perturbed = self(attacked.x, attacked.operator)
-            contrast = self._contrast(self.fuse(clean, self.shares_of(*clean)), perturbed)
-            terms["adversarial"] = self.config.adversarial_weight * contrast
+        if attacked is None or not self.config.adversarial_weight:
+            return self.contrast_views(self.draw_views(graph, anchors), anchors)
+        view1, clean = self._draw_both(graph, anchors, attacked.nodes)
+        terms = self.contrast_views((view1, self.draw_view(graph, anchors)), anchors)
+        perturbed = self(attacked.x, attacked.operator)
+        contrast = self._contrast(self.fuse(clean, self.shares_of(*clean)), perturbed)
+        terms["adversarial"] = self.config.adversarial_weight * contrast
         return terms
 
-    def policy_target(self, evidence: Tensor, anchors: Tensor | slice) -> Tensor:
+    def policy_target(self, evidence: Tensor, anchors: Tensor | None) -> Tensor:
         if self._attacked is None:
             return super().policy_target(evidence, anchors)
-        config, sensitivity = self.config, self._attacked.sensitivity[anchors]
+        config, sensitivity = self.config, self._attacked.sensitivity
         return reliability_target(
-            evidence, sensitivity, config.evidence_temperature, config.stability_weight
+            evidence,
+            sensitivity if anchors is None else sensitivity[anchors],
+            config.evidence_temperature,
+            config.stability_weight,
         )
+
+    def _draw_both(
+        self, graph: PreparedGraph, anchors: Tensor | None, nodes: Tensor
+    ) -> tuple[View, View]:
+        """Return one view, seen at the anchors and at some nodes."""
+        if anchors is None:
+            view = self.draw_view(graph, None)
+            return view, view.at(nodes)
+        view = self.draw_view(graph, torch.cat([anchors, nodes]))
+        return view.at(slice(len(anchors))), view.at(slice(len(anchors), None))
 
     def attack(self, graph: PreparedGraph) -> AttackedNodes:
         """Attack a fresh sample of a graph's nodes; weights and mode of the method stay."""

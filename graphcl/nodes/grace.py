@@ -57,5 +57,5 @@ class GRACE(NodeMethod):
         views = []
         for _ in range(2):
             z = self(*draw_view(graph, config.drop_features, config.drop_edges))
-            views.append(self.projection(z[anchors]))
+            views.append(self.projection(z if anchors is None else z[anchors]))
         return {"info_nce": info_nce(*views, temperature=config.temperature)}

@@ -153,10 +153,10 @@ class NodeMethod(nn.Module, ABC):
         return graph
 
 
-def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | slice:
-    """Return the nodes that are contrasted in a step: all, or a fresh sample."""
+def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | None:
+    """Return the nodes that are contrasted in a step: all (``None``), or a fresh sample."""
     if num_nodes <= num_anchors:
-        return slice(None)
+        return None
     return torch.randperm(num_nodes)[:num_anchors]
 
 

@@ -42,8 +42,8 @@ class MonotoneFilters(nn.Module):
         theta: ``[order, 2]``; here and everywhere column 0 is low and column 1 high.
 
     Shapes:
-        - **v**, **v_high**: ``[N, D]``, in the operator's type
-        - **output**: low ``[N, D]``, high ``[N, D]``
+        - **v**, **v_high**: ``[N, D]``, in the operator's type; **nodes**: ``[n]``
+        - **output**: low ``[N, D]``, high ``[N, D]``; ``[n, D]`` with ``nodes``
 
     Raises:
         GraphCLError: ``order`` is below 1 or the mode unknown; or an input does not fit.
@@ -146,7 +146,11 @@ class MonotoneFilters(nn.Module):
         return chebyshev_nodes(self.order).to(self.theta) + 1
 
     def forward(
-        self, operator: SymmetricOperator | Tensor, v: Tensor, v_high: Tensor | None = None
+        self,
+        operator: SymmetricOperator | Tensor,
+        v: Tensor,
+        v_high: Tensor | None = None,
+        nodes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Filter ``v`` twice in one recursion, or ``v`` low and ``v_high`` high.
 
@@ -155,14 +159,15 @@ class MonotoneFilters(nn.Module):
                 dense, and then it receives gradients.
             v: Signals for both filters, or for the low-pass alone.
             v_high: Signals for the high-pass, if it has its own.
+            nodes: The rows to return, see :func:`filter_polynomial`; all of them if ``None``.
         """
         coefficients = self.coefficients().to(v.dtype)
         if v_high is None:
-            low, high = filter_polynomial(operator, v, coefficients).unbind(0)
+            low, high = filter_polynomial(operator, v, coefficients, nodes).unbind(0)
             return low, high
         return (
-            filter_polynomial(operator, v, coefficients[:, 0]),
-            filter_polynomial(operator, v_high, coefficients[:, 1]),
+            filter_polynomial(operator, v, coefficients[:, 0], nodes),
+            filter_polynomial(operator, v_high, coefficients[:, 1], nodes),
         )
 
     def extra_repr(self) -> str:

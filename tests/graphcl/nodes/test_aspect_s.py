@@ -183,3 +183,13 @@ def test_sparse_features_are_attacked_as_dense_ones(data) -> None:
     dense = method.attack(PreparedGraph(x, graph.pattern))
     torch.testing.assert_close(sparse.x, dense.x)
     torch.testing.assert_close(sparse.sensitivity, dense.sensitivity)
+
+
+def test_the_attacked_nodes_are_seen_whatever_the_anchors(data) -> None:
+    still = replace(SMALL, warmup_steps=0, drop_edges=0.0, drop_features=0.0, attacked_nodes=30)
+    found = []
+    for anchors in (len(data.x), 20):  # all of them, and a sample
+        method = ASPECTS(replace(still, num_anchors=anchors)).start(data)
+        torch.manual_seed(0)
+        found.append(method.loss(prepare(data))["adversarial"])
+    torch.testing.assert_close(found[0], found[1])

@@ -167,6 +167,21 @@ def test_memory_of_a_step_is_bounded_by_the_anchors(data):
     assert torch.isfinite(few.embed(data)).all()
 
 
+def test_anchors_are_seen_as_they_are_among_all_nodes(data):
+    """The rows of a view are those of the whole, and so is what they teach."""
+    method = ASPECT(ASPECTConfig(**SMALL, drop_features=0.0, drop_edges=0.0)).start(data)
+    graph, anchors = prepare(data), torch.tensor([40, 3, 77])
+    views, whole = method.draw_views(graph, anchors), method.draw_views(graph, None)
+    found = method.contrast_views(views, anchors)
+    wanted = method.contrast_views(tuple(view.at(anchors) for view in whole), anchors)
+    torch.testing.assert_close(found, wanted)
+    gradients = [
+        torch.autograd.grad(sum(terms.values()), list(method.parameters()))
+        for terms in (found, wanted)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", ["node", "global"])
 def test_every_parameter_of_aspect_learns(data, policy):
     config = ASPECTConfig(**{**SMALL, "epochs": 2}, policy=policy)  # the policy's last layer is 0

@@ -121,6 +121,42 @@ def test_gradients_equal_those_of_torch() -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("order", [0, 1, 2, 10])
+@pytest.mark.parametrize("nodes", [[7, 2, 2, 0], [11], []])
+def test_some_rows_are_those_of_the_whole_with_its_gradients(order: int, nodes: list[int]) -> None:
+    operator = operator_of("isolated")
+    at = torch.tensor(nodes, dtype=torch.long)
+    v = torch.randn(3, 12, dtype=FLOAT).T.requires_grad_()  # not contiguous
+    c = torch.randn(order + 1, 2, dtype=FLOAT, requires_grad=True)
+    found = filter_polynomial(operator, v, c, at)
+    whole = filter_polynomial(operator, v, c)[:, at]
+    torch.testing.assert_close(found, whole)
+    one = filter_polynomial(operator, v, c[:, 1], at)
+    torch.testing.assert_close(one, whole[1])
+    dense = filter_polynomial(operator.to_dense(), v, c, at)
+    torch.testing.assert_close(dense, whole)
+    weight = torch.randn(2, len(nodes), 3, dtype=FLOAT)
+    expected = torch.autograd.grad((weight * whole).sum(), (v, c))
+    torch.testing.assert_close(torch.autograd.grad((weight * found).sum(), (v, c)), expected)
+
+
+def test_gradients_of_some_rows() -> None:
+    operator, at = operator_of("isolated"), torch.tensor([7, 2, 2, 0])
+    v = torch.randn(12, 2, dtype=FLOAT, requires_grad=True)
+    c = torch.randn(4, 2, dtype=FLOAT, requires_grad=True)
+    for check in (gradcheck, gradgradcheck):
+        assert check(lambda v, c: filter_polynomial(operator, v, c, at), (v, c))
+        assert check(lambda v: filter_polynomial(operator, v, c.detach(), at), (v,))
+    assert gradcheck(lambda c: filter_polynomial(operator, v.detach(), c, at), (c,))
+
+
+@pytest.mark.parametrize("nodes", [torch.zeros(2, 2, dtype=torch.long), torch.zeros(3)])
+def test_rows_that_are_no_list_of_nodes_are_refused(nodes: Tensor) -> None:
+    operator, v = operator_of("isolated"), torch.randn(12, 2, dtype=FLOAT)
+    with pytest.raises(GraphCLError, match=r"nodes are torch\.\w+ of shape"):
+        filter_polynomial(operator, v, torch.ones(3, dtype=FLOAT), nodes)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("order", [1, 2, 10])
 def test_response_at_the_nodes(mode: FilterMode, order: int) -> None:
