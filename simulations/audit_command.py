@@ -7,11 +7,9 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from federation.experiment import describe_keys, load_experiment
-from federation.run_directory import new_directory
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.progress import COLUMNS
+from simulations.terminal import COLUMNS
 
 T = TypeVar("T", int, float)
 
@@ -67,7 +65,8 @@ def audit(
 
       graphcl audit configs/privacy.toml --epsilon 3,30 --min-support "" --seeds 1
     """
-    # Imported here: no other command needs to wait for matplotlib.
+    from federation.experiment import describe_keys, load_experiment
+    from federation.run_directory import new_directory
     from simulations.audit import audit as run_audit
     from simulations.audit import audit_table, defences, write_audit
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
-from federation.learners import Clients, Sites
-from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError, GraphCLError
 from simulations import deploy_command, outage_command, recommend_command, terminal
 from simulations.audit_command import audit
 from simulations.compare_command import compare
 from simulations.probe_command import probe
-from simulations.progress import watch
-from simulations.run import Outcome, execute, prepare
 from simulations.sweep_command import sweep
+
+if TYPE_CHECKING:
+    from federation.experiment import Experiment, Scalar
+    from federation.learners import Clients
+    from federation.scores import Score
+    from simulations.run import Outcome
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,6 +67,11 @@ def run(
     """
     if (config is None) == (resume is None):
         raise ConfigError("name an experiment file, or a run directory with --resume, not both")
+    from federation.experiment import describe_keys, load_experiment
+    from federation.scores import SCORES
+    from simulations.progress import watch
+    from simulations.run import execute, prepare
+
     if resume is not None:
         if engine or address or set_:
             raise ConfigError("--resume goes on with the run's own configuration; drop the others")
@@ -132,6 +138,7 @@ def keys(
 ) -> None:
     """List every key of an experiment, probe, outage, recommend or sites file, with its meaning."""
     from federation.deploy.sites import describe_site_keys
+    from federation.experiment import describe_keys
     from simulations.outages import describe_outage_keys
     from simulations.probe import describe_probe_keys
     from simulations.recommendations import describe_recommend_keys
@@ -175,13 +182,14 @@ def main() -> None:
 
 
 def _write_report(directory: Path) -> Path:
-    # Imported here: no run needs to wait for matplotlib before it starts.
     from simulations.report import write_report
 
     return write_report(directory)
 
 
-def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> None:
+def _print_plan(experiment: "Experiment", clients: "Clients", directory: Path) -> None:
+    from federation.learners import Sites
+
     shares, report = clients.report.clients, clients.report
     sizes = sorted(share.nodes for share in shares)
     encoders = ", ".join(experiment.encoder_names)
@@ -197,7 +205,7 @@ def _print_plan(experiment: Experiment, clients: Clients, directory: Path) -> No
     )
 
 
-def _print_outcomes(outcomes: list[Outcome], scores: Sequence[Score]) -> None:
+def _print_outcomes(outcomes: "list[Outcome]", scores: "Sequence[Score]") -> None:
     first, *others = scores
     known = {name for outcome in outcomes for name in outcome.summary or {}}
     shown = [first, *(s for s in others if f"test_{s.key}" in known and not s.detail)]

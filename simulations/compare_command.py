@@ -33,7 +33,6 @@ def compare(
 
       graphcl compare runs/quickstart-sweep --plot sweep.png
     """
-    # Imported here: no other command needs to wait for matplotlib and SciPy.
     from simulations.compare import (
         compare,
         comparison_table,

@@ -4,22 +4,22 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from federation.deploy.bundles import SiteBundle, load_bundle_experiment
-from federation.experiment import Experiment, Scalar, describe_keys, load_experiment
-from graphcl.datasets import count_classes, load_silo
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.rehearsal import Rehearsal, Reply, rehearse
+
+if TYPE_CHECKING:
+    from federation.experiment import Experiment, Scalar
+    from simulations.rehearsal import Rehearsal, Reply
 
 # What people call a task, and the keys with which it is checked where no file says others.
-_SHORT: dict[str, dict[str, Scalar]] = {
+_SHORT: "dict[str, dict[str, Scalar]]" = {
     "classify": {"strategy.name": "feddbp"},
     "outages": {"strategy.name": "fedavg", "data.source": "storms"},
     "forecast": {"strategy.name": "scfsgl", "data.source": "confounded"},
@@ -58,6 +58,10 @@ def check(
 
       graphcl deploy check deployment/sites/north
     """
+    from federation.deploy.bundles import SiteBundle, load_bundle_experiment
+    from federation.experiment import describe_keys, load_experiment
+    from simulations.rehearsal import rehearse
+
     overrides = terminal.parse_settings(set_ or [], describe_keys())
     place = str(data.expanduser().resolve())
     if (data / "site.toml").is_file():
@@ -85,7 +89,10 @@ def check(
         _print(experiment, place, found)
 
 
-def _defaults(task: str, place: str, overrides: dict[str, Scalar]) -> Experiment:
+def _defaults(task: str, place: str, overrides: "dict[str, Scalar]") -> "Experiment":
+    from federation.experiment import Experiment
+    from graphcl.datasets import count_classes, load_silo
+
     name = _CALLED.get(task, task)
     if name not in _SHORT:
         raise ConfigError(
@@ -103,7 +110,7 @@ def _defaults(task: str, place: str, overrides: dict[str, Scalar]) -> Experiment
 
 
 def _as_json(
-    experiment: Experiment, place: str, partition: int, found: Rehearsal
+    experiment: "Experiment", place: str, partition: int, found: "Rehearsal"
 ) -> dict[str, Any]:
     return {
         "data": place,
@@ -114,7 +121,7 @@ def _as_json(
     }
 
 
-def _print(experiment: Experiment, place: str, found: Rehearsal) -> None:
+def _print(experiment: "Experiment", place: str, found: "Rehearsal") -> None:
     facts = ", ".join(f"{value} {name}" for name, value in found.facts.items())
     terminal.say(
         f"[bold]{escape(place)}[/bold] fits task.name = '{experiment.task.name}': {facts}.\n"
@@ -143,7 +150,7 @@ def _support(least: int) -> str:
     return f"Every mean has {least} samples behind it or more."
 
 
-def _table(reply: Reply) -> Table:
+def _table(reply: "Reply") -> Table:
     when = {
         "hello": "once, before the first round",
         "train": "every round in which the site trains",

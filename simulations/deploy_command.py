@@ -2,19 +2,18 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from federation.deploy.provision import Provisioned, provision, revoke, rotate
-from federation.deploy.split import split
-from federation.experiment import describe_keys, load_experiment
 from graphcl.errors import ConfigError
 from simulations import terminal
 from simulations.deploy_check_command import check
 from simulations.deploy_run_command import add_commands
-from simulations.export import export_run, export_site
+
+if TYPE_CHECKING:
+    from federation.deploy.provision import Provisioned
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +36,8 @@ def init(
 
     Keys that exist stay; a site that the description does not name any more is revoked.
     """
+    from federation.deploy.provision import provision
+
     done = provision(sites, out)
     _print_done(done)
     terminal.say(
@@ -51,6 +52,8 @@ def rotate_key(
     out: Folder = Path("deployment"),
 ) -> None:
     """Give the server or a site a new key; the old one counts no more."""
+    from federation.deploy.provision import rotate
+
     _print_done(rotate(out, name))
     if name == "server":
         terminal.say("Take server/server.key and server/server.crt to the server and restart it.")
@@ -62,10 +65,12 @@ def revoke_site(
     out: Folder = Path("deployment"),
 ) -> None:
     """Take a site out of the federation for good."""
+    from federation.deploy.provision import revoke
+
     _print_done(revoke(out, name))
 
 
-def _print_done(done: Provisioned) -> None:
+def _print_done(done: "Provisioned") -> None:
     out = escape(str(done.folder))
     for name in done.revoked:
         terminal.say(
@@ -91,6 +96,9 @@ def split_data(
     The experiment file that is written has these as its natural partition, so that a simulation
     and a deployment of it can be compared.
     """
+    from federation.deploy.split import split
+    from federation.experiment import describe_keys, load_experiment
+
     experiment = load_experiment(config, terminal.parse_settings(set_ or [], describe_keys()))
     deployment = split(experiment, out)
     place = escape(str(out))
@@ -114,6 +122,8 @@ def export_models(
 
     On a site, from its bundle: the model with which it was last evaluated.
     """
+    from simulations.export import export_run, export_site
+
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if (run / "site.toml").is_file():
         if data is not None or partition is not None:

@@ -12,14 +12,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from federation.deploy import site as keeper
-from federation.deploy.bundles import SiteBundle, load_bundle_experiment
-from federation.deploy.metrics import exposed
-from federation.deploy.processes import stopped_by_signals
-from federation.deploy.server import Server
-from federation.deploy.status import read_status
 from simulations import terminal
-from simulations.progress import watch
 
 _Bundle = Annotated[Path, typer.Argument(help="The folder that `graphcl deploy init` made for it.")]
 
@@ -45,6 +38,12 @@ def server(
 
     Ctrl-C ends it cleanly; started again it goes on from the last checkpoint.
     """
+    from federation.deploy.bundles import load_bundle_experiment
+    from federation.deploy.metrics import exposed
+    from federation.deploy.processes import stopped_by_signals
+    from federation.deploy.server import Server
+    from simulations.progress import watch
+
     running = Server(bundle, _say, max_megabytes * 2**20)
     directory = escape(str(running.word.run))
     if running.finished:
@@ -72,6 +71,9 @@ def site(bundle: _Bundle) -> None:
     It answers the server with what its experiment asks for, and nothing else: code that comes with
     a run is not executed here.
     """
+    from federation.deploy import site as keeper
+    from federation.deploy.bundles import SiteBundle
+
     SiteBundle.load(bundle)
     # In place of this process, which holds torch for nothing.
     os.execv(sys.executable, [sys.executable, "-m", keeper.__name__, str(bundle)])  # noqa: S606
@@ -82,6 +84,8 @@ def status(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show how the deployment of a server's folder is: its sites, the round, failures."""
+    from federation.deploy.status import read_status
+
     now = read_status(bundle)
     if json_:
         typer.echo(json.dumps(now.table))

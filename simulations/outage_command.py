@@ -13,7 +13,7 @@ from rich.table import Table
 
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.progress import COLUMNS
+from simulations.terminal import COLUMNS
 
 if TYPE_CHECKING:
     from graphcl.outages import Forecast

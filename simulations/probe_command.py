@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from federation.experiment import Scalar, read_toml
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.progress import COLUMNS
+from simulations.terminal import COLUMNS
 
 if TYPE_CHECKING:
+    from federation.experiment import Scalar
     from simulations.probe import Probed, ProbeExperiment
 
 
@@ -79,13 +79,13 @@ def probe(
 
       graphcl probe configs/nodes/aspect_texas.toml --method aspect --method aspect_s --perturb 0.1
     """
-    from simulations.probe import describe_probe_keys
-
     paths = sorted(Path("configs/nodes").glob("aspect_*.toml")) if all_ else configs
     if not paths:
         raise ConfigError("name a probe file, or --all in a folder that holds configs/nodes")
     if leaking + search + (perturb is not None) > 1:
         raise ConfigError("--leaking, --search and --perturb each print a table: choose one")
+    from simulations.probe import describe_probe_keys
+
     overrides = terminal.parse_settings(set_ or [], describe_probe_keys())
     files = _files(paths, method or [], overrides)
     if search:
@@ -96,10 +96,10 @@ def probe(
         _evaluate([experiment for *_, experiment in files], leaking, out)
 
 
-File = tuple[Path, dict[str, Scalar], "ProbeExperiment"]
+File = tuple[Path, "dict[str, Scalar]", "ProbeExperiment"]
 
 
-def _files(paths: list[Path], methods: list[str], overrides: dict[str, Scalar]) -> list[File]:
+def _files(paths: list[Path], methods: list[str], overrides: "dict[str, Scalar]") -> list[File]:
     """Return every file with its overrides, once per method; their names must differ."""
     from simulations.probe import load_probe
 
@@ -164,6 +164,7 @@ def _table(found: list["Probed"], leaking: bool) -> Table:
 
 
 def _search(files: list[File], out: Path) -> None:
+    from federation.experiment import read_toml
     from simulations.search import Trial, count_trials, search, write_search
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))

@@ -7,20 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
 from federation.scores import SCORES, Score
+from simulations.terminal import COLUMNS
 
 _POLL_SECONDS = 0.2
-COLUMNS = (
-    TextColumn("{task.description:<9}"),
-    BarColumn(bar_width=24),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[figures]}"),
-    TimeElapsedColumn(),
-)
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from federation.experiment import describe_keys
 from graphcl.errors import FederationError
 from simulations import terminal
-from simulations.progress import COLUMNS
+from simulations.terminal import COLUMNS
 
 
 def sweep(
@@ -61,7 +60,7 @@ def sweep(
 
       graphcl sweep configs/quickstart.toml --range 'model.encoders="gcn","gcn, sage"' --jobs 2
     """
-    # Imported here: no other command needs to wait for matplotlib, and none but this for Ray Tune.
+    from federation.experiment import describe_keys
     from simulations.sweep import lay_out_trials, parse_ranges, plan_sweep
     from simulations.sweep_results import (
         best_settings,

@@ -1,13 +1,28 @@
-"""What the commands share: the console, lines that can be copied, and settings typed by hand."""
+"""What the commands share: the console, lines that can be copied, and settings typed by hand.
+
+The modules of commands import what computes in their functions: nobody who asks for help, or
+mistypes an option, should wait for torch.
+"""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from federation.experiment import Scalar
 from graphcl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from federation.experiment import Scalar
+
 console = Console()
+COLUMNS = (  # of a progress bar
+    TextColumn("{task.description:<9}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[figures]}"),
+    TimeElapsedColumn(),
+)
 
 
 def say(text: str) -> None:
@@ -17,7 +32,7 @@ def say(text: str) -> None:
 
 def parse_settings(
     settings: list[str], known: Iterable[tuple[str, object, str]]
-) -> dict[str, Scalar]:
+) -> "dict[str, Scalar]":
     """Read ``KEY=VALUE`` as ``--set`` takes it.
 
     Args:
@@ -39,7 +54,7 @@ def parse_settings(
     return found
 
 
-def _scalar(text: str) -> Scalar:
+def _scalar(text: str) -> "Scalar":
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

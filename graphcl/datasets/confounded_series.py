@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -186,7 +185,7 @@ def _unlike(num_nodes: int, num_steps: int, interval: int, rng: np.random.Genera
     oscillation = np.sin(2 * math.pi * (seconds / period + rng.uniform()))
     trend = rng.uniform(-1, 1) * seconds / _WEEK
     onset = rng.poisson(_BURSTS * interval / DAY, num_steps) * rng.exponential(size=num_steps)
-    burst = lfilter([1.0], [1.0, -math.exp(-interval / _BURST_DECAY)], onset)
+    burst = _returning(onset, math.exp(-interval / _BURST_DECAY))
     gain = rng.uniform(0.5, 1.5, (3, num_nodes))
     return np.stack([oscillation, trend, burst], axis=1) @ gain
 
@@ -194,6 +193,14 @@ def _unlike(num_nodes: int, num_steps: int, interval: int, rng: np.random.Genera
 def _opposite(num_nodes: int, num_steps: int, client: int, rng: np.random.Generator) -> np.ndarray:
     echo = ECHO if client % 2 == 0 else -ECHO
     new = _MOVE * math.sqrt(1 - ECHO**2) * rng.standard_normal(_ECHO_WARM_UP + num_steps)
-    moves = lfilter([1.0], [1.0, *[0.0] * (DELAY - 1), -echo], new)
-    level = lfilter([1.0], [1.0, -RETENTION], moves)[_ECHO_WARM_UP:]
+    moves = _returning(new, echo, DELAY)
+    level = _returning(moves, RETENTION)[_ECHO_WARM_UP:]
     return np.outer(level, rng.uniform(0.5, 1.5, num_nodes))
+
+
+def _returning(new: np.ndarray, share: float, delay: int = 1) -> np.ndarray:
+    """Return ``y_t = new_t + share y_{t - delay}``."""
+    from scipy.signal import lfilter  # here, since every start would wait for it
+
+    found: np.ndarray = lfilter([1.0], [1.0, *[0.0] * (delay - 1), -share], new)
+    return found

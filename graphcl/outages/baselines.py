@@ -7,7 +7,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from torch import Tensor
 
 from graphcl.datasets import OutageEvents
@@ -25,6 +24,9 @@ class OutageTrees:
     """
 
     def __init__(self, kind: Literal["boosting", "forest"], seed: int = 0):
+        # Imported here: whoever forecasts with anything else need not wait for it.
+        from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+
         self.regressor: Any
         self.quiet = False
         if kind == "boosting":
