@@ -144,8 +144,9 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
 def _table(found: list["Probed"], leaking: bool) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("probe", no_wrap=True)
-    for name in ("splits", "accuracy %", "untrained %"):
-        table.add_column(name)
+    table.add_column("splits")
+    for name in ("accuracy %", "untrained %"):
+        table.add_column(name, min_width=len("99.99 ± 9.99"))
     if leaking:
         table.add_column("leaking %")
         table.add_column("leaking, untrained %")

@@ -1,19 +1,22 @@
 """What one node holds during a run: a model and its data, one adapter per graphcl room."""
 
+from typing import Any
+
 from federation.experiment import Experiment
-from federation.learners.albums import Albums, albums
+from federation.learners.albums import Albums, albums, kept_albums
 from federation.learners.base import Forward, LabelledLearner, Learner, Owners, Projector
 from federation.learners.classification import ClassificationLearner
 from federation.learners.forecasting import ForecastLearner
-from federation.learners.graphs import ClientGraphs, client_graphs
+from federation.learners.graphs import ClientGraphs, client_graphs, kept_graphs
 from federation.learners.images import ImageLearner
+from federation.learners.kept import Kept
 from federation.learners.nodes import NodeLearner
 from federation.learners.outages import OutageLearner
-from federation.learners.platforms import Platforms, platforms
+from federation.learners.platforms import Platforms, kept_platforms, platforms
 from federation.learners.pretraining import PretrainingLearner
 from federation.learners.recommending import RecommendLearner
-from federation.learners.sites import Sites, sites
-from federation.learners.territories import Territories, territories
+from federation.learners.sites import Sites, kept_sites, sites
+from federation.learners.territories import Territories, kept_territories, territories
 
 # By task.name.
 LEARNERS: dict[
@@ -55,6 +58,25 @@ def clients_of(experiment: Experiment) -> Clients:
     return client_graphs(experiment)
 
 
+_KEPT: dict[str, Kept[Any]] = {
+    "images": kept_albums,
+    "outages": kept_territories,
+    "forecast": kept_sites,
+    "recommend": kept_platforms,
+    "classify": kept_graphs,
+    "pretrain": kept_graphs,
+}
+
+
+def adopt_clients(experiment: Experiment, clients: Clients) -> None:
+    """Take what the clients hold from a process that has made it, instead of making it here.
+
+    Nobody may write to it: the memory may be that of all processes.
+    """
+    kept = _KEPT[experiment.task.name]
+    kept.adopt(clients, experiment.data, experiment.partition, experiment.run.seed)
+
+
 __all__ = [
     "LEARNERS",
     "Albums",
@@ -73,5 +95,6 @@ __all__ = [
     "Projector",
     "RecommendLearner",
     "Sites",
+    "adopt_clients",
     "clients_of",
 ]

@@ -1,7 +1,6 @@
 """From an experiment to the images of every client."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch_geometric.data import Data
 from federation.data_tables import DataTable
 from federation.experiment import Experiment
 from federation.learners.graphs import by_classes
+from federation.learners.kept import Kept
 from federation.partition import PartitionReport, partition_report
 from federation.tables import Partition
 from graphcl.datasets import ImageSet, join_images, load_images, split_nodes
@@ -62,7 +62,7 @@ def albums(experiment: Experiment) -> Albums:
         DataError: If the data break the rules of their format, or several sources do not agree.
         PartitionError: If the images cannot be divided as asked.
     """
-    return _albums(experiment.data, experiment.partition, experiment.run.seed)
+    return kept_albums(experiment.data, experiment.partition, experiment.run.seed)
 
 
 def album_of(experiment: Experiment, client: int) -> Album:
@@ -83,8 +83,9 @@ def album_of(experiment: Experiment, client: int) -> Album:
     return Album(torch.cat([train, held]), masks)
 
 
-@lru_cache(maxsize=2)
-def _albums(data: DataTable, partition: Partition, seed: int) -> Albums:
+@Kept
+def kept_albums(data: DataTable, partition: Partition, seed: int) -> Albums:
+    """Load and divide, see :func:`albums`."""
     sources = [
         load_images(path, size=data.images.size or None, root=data.root or None)
         for path in data.paths

@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 
 from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
+from federation.learners.kept import Kept
 from federation.partition import (
     PartitionReport,
     Silos,
@@ -66,7 +67,7 @@ def client_graphs(experiment: Experiment) -> ClientGraphs:
         DataError: If the data break the rules of their format.
         PartitionError: If the nodes cannot be divided as asked.
     """
-    return _client_graphs(experiment.data, experiment.partition, experiment.run.seed)
+    return kept_graphs(experiment.data, experiment.partition, experiment.run.seed)
 
 
 def num_classes_of(experiment: Experiment) -> int:
@@ -130,7 +131,7 @@ def _split(graph: Data, data: DataTable, seed: int, client: int) -> Data:
 @lru_cache(maxsize=1)
 def _union(data: DataTable, partition: Partition, seed: int) -> Data:
     """Return the graph of all clients' nodes, with their training nodes."""
-    clients = _client_graphs(data, partition, seed)
+    clients = kept_graphs(data, partition, seed)
     union = clients.whole
     if union is None:
         union = Batch.from_data_list(list(clients.graphs))
@@ -140,8 +141,9 @@ def _union(data: DataTable, partition: Partition, seed: int) -> Data:
     return Data(x=union.x, edge_index=union.edge_index, y=union.y, train_mask=train)
 
 
-@lru_cache(maxsize=2)
-def _client_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
+@Kept
+def kept_graphs(data: DataTable, partition: Partition, seed: int) -> ClientGraphs:
+    """Load and divide, see :func:`client_graphs`."""
     graphs: Sequence[Data]
     if partition.scheme == "natural":
         graphs, whole = _natural(data, partition), None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
+from federation.learners.kept import Kept
 from federation.learners.union import ranges, side_by_side
 from federation.partition import PartitionReport, catalogues, deal, events_report
 from federation.tables import PROTOTYPE_STRATEGIES, Partition
@@ -83,7 +84,7 @@ def platforms(experiment: Experiment) -> Platforms:
         DataError: If the data break the rules of their format, or have no categories where
             prototypes of categories are compared.
     """
-    found = _platforms(experiment.data, experiment.partition, experiment.run.seed)
+    found = kept_platforms(experiment.data, experiment.partition, experiment.run.seed)
     if experiment.planned & set(PROTOTYPE_STRATEGIES):
         _check_classes(found, experiment.data)
     return found
@@ -102,8 +103,9 @@ def platform_of(experiment: Experiment, client: int) -> Platform:
     return platforms(experiment).platforms[client]
 
 
-@lru_cache(maxsize=2)
-def _platforms(data: DataTable, partition: Partition, seed: int) -> Platforms:
+@Kept
+def kept_platforms(data: DataTable, partition: Partition, seed: int) -> Platforms:
+    """Load and divide; :func:`platforms` checks the rest of the experiment, too."""
     loaded = _load(data, seed)
     names = _categories(loaded, data)
     labels = [_labels(one, names) for one in loaded]
@@ -139,7 +141,7 @@ def _categories(loaded: Sequence[Interactions], data: DataTable) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _pooled(data: DataTable, partition: Partition, seed: int) -> list[Platform]:
-    clients = _platforms(data, partition, seed)
+    clients = kept_platforms(data, partition, seed)
     found, one = clients.platforms, clients.one_catalogue
     splits = [platform.own for platform in found]
     union = side_by_side(splits, [platform.label for platform in found], clients.class_names, one)

@@ -1,7 +1,6 @@
 """From an experiment to the series of one site per client."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -10,6 +9,7 @@ from torch_geometric.data import Data
 from federation.data_tables import DataTable, OwnData, SeriesData
 from federation.experiment import Experiment
 from federation.learners.graphs import communities
+from federation.learners.kept import Kept
 from federation.partition import PartitionReport, natural_report, partition_report
 from federation.tables import Forecast, Partition
 from graphcl.datasets import (
@@ -56,7 +56,7 @@ def sites(experiment: Experiment) -> Sites:
         DataError: If the data break the rules of their format.
         PartitionError: If the sensors cannot be divided as asked.
     """
-    found = _sites(experiment.data, experiment.partition, experiment.run.seed)
+    found = kept_sites(experiment.data, experiment.partition, experiment.run.seed)
     _check_windows(found, experiment.forecast)
     return found
 
@@ -75,8 +75,9 @@ def splits_of(experiment: Experiment, client: int) -> dict[str, SpatioTemporalSe
     return clients.splits[0 if isinstance(data, OwnData) else client]
 
 
-@lru_cache(maxsize=2)
-def _sites(data: DataTable, partition: Partition, seed: int) -> Sites:
+@Kept
+def kept_sites(data: DataTable, partition: Partition, seed: int) -> Sites:
+    """Load and divide; :func:`sites` checks the rest of the experiment, too."""
     series = _load(data, partition.clients, seed)
     whole, nodes = None, []
     if partition.scheme == "louvain":

@@ -11,8 +11,9 @@ from torch_geometric.data import Data
 
 from federation.data_tables import DataTable, OutageData, OwnData
 from federation.experiment import Experiment
+from federation.learners.kept import Kept
 from federation.partition import PartitionReport, natural_report, partition_report
-from federation.tables import WEIGHT_STRATEGIES
+from federation.tables import WEIGHT_STRATEGIES, Partition
 from graphcl.datasets import (
     OutageEvents,
     load_outage_events,
@@ -72,7 +73,7 @@ def territories(experiment: Experiment) -> Territories:
         DataError: If the data break the rules of their format.
         PartitionError: If there are not as many districts as clients.
     """
-    found = _territories(experiment.data, experiment.partition.clients, experiment.run.seed)
+    found = kept_territories(experiment.data, experiment.partition, experiment.run.seed)
     if experiment.planned & set(WEIGHT_STRATEGIES):
         _check_features(found)
     return found
@@ -95,16 +96,17 @@ def territory_of(experiment: Experiment, client: int) -> Territory:
     return replace(own, events=clients.whole, asked=clients.locations[client])
 
 
-@lru_cache(maxsize=2)
-def _territories(data: DataTable, clients: int, seed: int) -> Territories:
+@Kept
+def kept_territories(data: DataTable, partition: Partition, seed: int) -> Territories:
+    """Load and divide; :func:`territories` checks the rest of the experiment, too."""
     if len(data.paths) > 1:
         return _several(data)
     events = _counted(_load(data, seed), data.source)
     districts = events.districts()
-    if len(districts) != clients:
+    if len(districts) != partition.clients:
         raise PartitionError(
-            f"partition.clients is {clients}, but {data.source} has {len(districts)} districts, "
-            f"one per client: set it to {len(districts)}"
+            f"partition.clients is {partition.clients}, but {data.source} has {len(districts)} "
+            f"districts, one per client: set it to {len(districts)}"
         )
     table = data.outages
     if table.newcomer and table.newcomer not in districts:

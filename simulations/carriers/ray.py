@@ -1,5 +1,8 @@
 """The Ray carrier: actors keep their clients' contexts, data and models from round to round.
 
+What the clients' data are divided into is made by the driver, and lies in the object store once
+per machine, where its actors read it without a copy.
+
 A client goes to the actor that had it last, unless others would then be done earlier, all messages
 of a round to an actor in one call. Arrays that several messages share go to the object store once.
 The driver has of every client what it keeps, in memory until it is stored and on disk from then on,
@@ -20,10 +23,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
+import torch
 from flwr.app import ArrayRecord, Message, RecordDict
+from ray.util import deregister_serializer, register_serializer
+from torch import Tensor
 
 from federation.experiment import Experiment, Scalar
+from federation.learners import Clients, adopt_clients, clients_of
 from graphcl.errors import FederationError
 from simulations.carriers.base import (
     Carrier,
@@ -63,10 +71,11 @@ class ClientActor:
     def ready(self) -> None:
         """Answer once the process is up."""
 
-    def begin(self, run_config: dict[str, Scalar], num_clients: int) -> None:
-        """Forget the clients of any earlier run."""
+    def begin(self, run_config: dict[str, Scalar], num_clients: int, clients: Clients) -> None:
+        """Forget the clients of any earlier run, and take what those of this one hold."""
         self._forget()
         self._experiment = self._experiment_of(run_config)
+        adopt_clients(self._experiment, clients)
         self._dropped: list[int] = []
         self._contexts = Contexts(
             lambda partition: client_context(partition, run_config, num_clients),
@@ -158,6 +167,7 @@ class RayGrid(SimulatedGrid):
     def __init__(self, experiment: Experiment, pool: "ActorPool"):
         super().__init__(experiment)
         self._pool = pool
+        self._clients = pool.share(clients_of(experiment))
         self._client_timeout = experiment.simulation.client_timeout or None
         self._seconds: dict[str, dict[int, float]] = {}  # by kind of message and client
         self.put_client_states({})
@@ -292,7 +302,8 @@ class RayGrid(SimulatedGrid):
             ray.get(self._pool.actors[actor].ready.remote())
 
     def _begin(self, actor: int) -> None:
-        self._pool.actors[actor].begin.remote(self.run_config, self.num_clients)
+        begin = self._pool.actors[actor].begin
+        begin.remote(self.run_config, self.num_clients, self._clients)
 
     def take_client_states(self) -> dict[int, bytes]:
         changed = {partition: self._states[partition] for partition in sorted(self._changed)}
@@ -347,12 +358,24 @@ class ActorPool:
 
     def __init__(self, count: int, cpus: int, gpus: float):
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(ClientActor)
+        self._shared: tuple[Clients, Any] | None = None
         self.actors = [self._actor.remote() for _ in range(count)]
         try:
             ray.get([actor.ready.remote() for actor in self.actors])
         except ray.exceptions.RayError as error:
             cause = str(error).strip().splitlines()[-1]
             raise FederationError(f"an actor could not start: {cause}") from None
+
+    def share(self, clients: Clients) -> Any:
+        """Return a reference to what clients hold, the same one while it is the same."""
+        if self._shared is None or self._shared[0] is not clients:
+            # Ray would copy tensors, and with them all that they are views of.
+            register_serializer(Tensor, serializer=_numbers, deserializer=torch.from_numpy)
+            try:
+                self._shared = clients, ray.put(clients)
+            finally:
+                deregister_serializer(Tensor)
+        return self._shared[1]
 
     def replace(self, index: int) -> None:
         """Start a new actor in place of another."""
@@ -430,6 +453,11 @@ def fitting_actors(experiment: Experiment) -> int:
             "lower simulation.cpus_per_client or gpus_per_client"
         )
     return count
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    found: np.ndarray = tensor.contiguous().numpy()
+    return found
 
 
 def _shared_arrays(messages: list[Message]) -> dict[str, ArrayRecord]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from federation.learners import clients_of
-from federation.learners.sites import _sites, sites
+from federation.learners.sites import kept_sites, sites
 from graphcl.datasets import (
     SpatioTemporalSeries,
     confounded_series,
@@ -168,7 +168,7 @@ def test_a_real_city_is_cut_into_regions(forecasts, data_root):
     assert report.edges == len(pairs)
     assert sum(client.edges for client in report.clients) + report.cut_edges == report.edges
     assert 0 < report.cut_share < 0.2  # by communities; at random three of four would be cut
-    _sites.cache_clear()
+    kept_sites.clear()
     assert [one.node for one in sites(forecasts(**cut)).series] == [
         one.node for one in found.series
     ]

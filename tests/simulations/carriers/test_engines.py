@@ -15,6 +15,7 @@ import ray
 
 from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
+from graphcl.datasets import contextual_sbm, save_npz
 from simulations.carriers.flower import FlowerCarrier
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import RayCarrier, RayGrid
@@ -135,6 +136,18 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
 def test_ray_ends_in_the_digest_of_the_local_carrier(tiny, carrier, strategy) -> None:
     expected = run_locally(tiny(strategy, folder="local"))
     experiment = tiny(strategy, folder="ray")
+    carrier.run(experiment)
+    assert figures(experiment)["digest"] == expected
+
+
+def test_actors_get_the_data_from_the_driver(tiny, carrier, tmp_path) -> None:
+    """They need not see the files: a cluster's workers may have no folder in common with it."""
+    file = tmp_path / "graph.npz"
+    save_npz(contextual_sbm(120, 3, 8), file)
+    keys = {**UNLIKE, "data.source": str(file)}
+    expected = run_locally(tiny(keys, folder="local"))
+    file.unlink()  # this process has read it
+    experiment = tiny(keys, folder="ray")
     carrier.run(experiment)
     assert figures(experiment)["digest"] == expected
 
