@@ -11,6 +11,7 @@ hostile clients cannot steer; they do not weigh clients by their samples.
 
 from collections.abc import Mapping
 
+import torch
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
@@ -119,11 +120,12 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
             f"expected the arrays {sorted(arrays)}, got {sorted(received or {})}: "
             "the client holds another model"
         )
-    ours, theirs = to_tensors(arrays), to_tensors(received)
-    for name, tensor in theirs.items():
-        check_dtype(name, tensor, ours[name].dtype)
-        check_shape(name, tensor, tuple(ours[name].shape))
-    check_finite(theirs)
+    tensors = to_tensors(received)
+    for name, tensor in tensors.items():
+        ours = arrays[name]  # packed: what it says of itself is enough, and it is as large as any
+        check_dtype(name, tensor, getattr(torch, ours.dtype))
+        check_shape(name, tensor, tuple(ours.shape))
+    check_finite(tensors)
 
 
 # Cohorts are drawn by the round loop; the strategy trains every node it is shown.
