@@ -1,22 +1,6 @@
 """Files of outage events: a folder of CSV tables, or the same in one npz archive.
 
-The folder holds comma-separated tables in UTF-8, each ``.csv`` or ``.csv.gz``:
-
-=============  ====================================  ==============================================
-table          columns                               rows
-=============  ====================================  ==============================================
-``locations``  ``location``, ``latitude``,           one per location; all further columns are
-               ``longitude``, ``district``,          static features
-               ``customers``
-``events``     ``event``, ``type``                   one per event; further columns are ignored
-``weather``    ``event``, ``location``               one per event and location in any order; all
-                                                     further columns are weather features
-``outages``    ``event``, ``location``, ``outages``  one where something broke, in any order; what
-                                                     has no row counts 0; no table: a forecast
-``borders``    ``location``, ``neighbor``            one per neighbouring pair; no table: none
-=============  ====================================  ==============================================
-
-The archive holds:
+The folder's tables are those of :mod:`graphcl.datasets.outage_folders`. The archive holds:
 
 =================  ============  ==================================================================
 key                shape         content
@@ -40,12 +24,8 @@ empty cell or a NaN is a missing value.  A border may be written in both directi
 merged.  Other keys of the archive are ignored.
 """
 
-import csv
-import math
-import sys
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +34,17 @@ import torch
 
 from graphcl.datasets.arrays import as_floats, as_integers, as_names, read_arrays, write_arrays
 from graphcl.datasets.outage_events import OutageEvents
+from graphcl.datasets.outage_folders import (
+    as_cell,
+    check_every,
+    numbered,
+    read_folder,
+    read_table,
+    write_folder,
+    write_table,
+)
 from graphcl.datasets.sources import locate
-from graphcl.datasets.tables import check_there, open_table, own_names
+from graphcl.datasets.tables import check_there, own_names
 from graphcl.datasets.validation import split_unit
 from graphcl.errors import DataError
 
@@ -64,12 +53,7 @@ _REQUIRED = (
     *("event", "weather", "weather_names"),
 )
 _OPTIONAL = ("customers", "event_type", "outages", "borders")
-_COLUMNS = (
-    *("location", "latitude", "longitude", "district", "customers"),
-    *("event", "type", "outages", "neighbor"),
-)
 _STATIC = "static:"
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_outage_events(
@@ -98,7 +82,7 @@ def load_outage_events(
     place = locate(path, root)
     own = dict(columns or {})
     source = own.pop("customers") if own.get("customers", "").startswith(_STATIC) else None
-    arrays = _read_folder(place, own) if place.is_dir() else _read_archive(place, own)
+    arrays = read_folder(place, own) if place.is_dir() else _read_archive(place, own)
     if source is not None:
         arrays["customers"] = _feature(arrays, source.removeprefix(_STATIC), str(place))
     elif "customers" not in arrays:
@@ -123,7 +107,7 @@ def save_outage_events(events: OutageEvents, path: str | Path) -> None:
     if str(path).endswith(".npz"):
         _write_archive(events, path)
     else:
-        _write_folder(events, Path(path))
+        write_folder(events, Path(path))
 
 
 def load_storm(
@@ -155,12 +139,12 @@ def load_storm(
     """
     place = locate(path, root)
     key = own_names(columns or {}, ("location",), str(place), "columns")["location"]
-    table = _read_table(place, [key], others=True)
+    table = read_table(place, [key], others=True)
     found = _with_units(list(table.numbers), units or {}, str(place))
     order = _match_features(found, like.weather_names, str(place))
-    known = [_numbered(like.location)]
+    known = [numbered(like.location)]
     row = table.cells([key], known)
-    _check_every(known, row, f"{place}: no row for location")
+    check_every(known, row, f"{place}: no row for location")
     weather = np.empty((1, like.num_locations, len(order)), dtype=np.float32)
     weather[0, row] = table.matrix(table.numbers)[:, order]
     return replace(
@@ -181,10 +165,10 @@ def save_storm(storm: OutageEvents, path: str | Path) -> None:
     if storm.num_events != 1:
         raise DataError(f"{path}: a table holds one storm, not {storm.num_events}: use of([i])")
     rows = zip(storm.location, storm.weather[0].tolist(), strict=True)
-    _write_table(
+    write_table(
         Path(path),
         ["location", *storm.weather_names],
-        ([location, *map(_cell, values)] for location, values in rows),
+        ([location, *map(as_cell, values)] for location, values in rows),
     )
 
 
@@ -205,9 +189,6 @@ def _match_features(found: Sequence[str], wanted: Sequence[str], name: str) -> l
             f"{', '.join(missing) or 'none'}; unknown {', '.join(extra) or 'none'}"
         )
     return [found.index(feature) for feature in wanted]
-
-
-# Both forms: arrays, under the archive's keys, become events.
 
 
 def _events(arrays: Mapping[str, Any], units: Mapping[str, str], name: str) -> OutageEvents:
@@ -272,9 +253,6 @@ def _borders(values: np.ndarray, field: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pairs[np.sort(first)].T))
 
 
-# The archive.
-
-
 def _read_archive(place: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     own = own_names(columns, (*_REQUIRED, *_OPTIONAL), str(place), "columns")
     found, files = read_arrays(place, own.values())
@@ -294,226 +272,3 @@ def _write_archive(events: OutageEvents, path: str | Path) -> None:
             arrays[key] = np.array(value, dtype=np.str_)
     arrays["borders"] = arrays["borders"].T
     write_arrays(path, arrays)
-
-
-# The folder.
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The wanted columns of one CSV table, text or numbers, and the line that each row ends on."""
-
-    place: Path
-    lines: Sequence[int]
-    text: dict[str, list[str]]
-    numbers: dict[str, np.ndarray]
-
-    def where(self, row: int, *columns: str) -> str:
-        return f"{self.place}: line {self.lines[row]}, column {', '.join(map(repr, columns))}"
-
-    def index(self, column: str, known: Mapping[str, int]) -> np.ndarray:
-        """Return the index of the name in each row."""
-        try:
-            return np.array([known[name] for name in self.text[column]], dtype=np.int64)
-        except KeyError as error:
-            name = error.args[0]
-            raise DataError(
-                f"{self.where(self.text[column].index(name), column)}: {name!r} is none of the "
-                f"{len(known)} known names"
-            ) from None
-
-    def cells(self, columns: Sequence[str], known: Sequence[Mapping[str, int]]) -> np.ndarray:
-        """Return each row's flat index into the product of the known names, no two the same."""
-        flat = np.zeros(len(self.lines), dtype=np.int64)
-        for column, names in zip(columns, known, strict=True):
-            flat = flat * len(names) + self.index(column, names)
-        _, first = np.unique(flat, return_index=True)
-        if len(first) < len(flat):
-            row = int(np.setdiff1d(np.arange(len(flat)), first)[0])
-            names_there = ", ".join(repr(self.text[column][row]) for column in columns)
-            raise DataError(f"{self.where(row, *columns)}: {names_there} again: keep one row")
-        return flat
-
-    def counts(self, column: str) -> np.ndarray:
-        """Return a column of whole numbers."""
-        values = self.numbers[column]
-        bad = np.flatnonzero(values != np.floor(values))  # true of NaN, an empty cell, too
-        if len(bad):
-            row = int(bad[0])
-            raise DataError(
-                f"{self.where(row, column)}: {values[row]} is no count: write a whole number, or "
-                "leave out the row if there was nothing"
-            )
-        return values.astype(np.int64)
-
-    def matrix(self, columns: Iterable[str]) -> np.ndarray:
-        """Return columns of numbers side by side, float32."""
-        values = [self.numbers[column].astype(np.float32) for column in columns]
-        return np.stack(values, axis=1) if values else np.empty((len(self.lines), 0), np.float32)
-
-
-def _read_folder(folder: Path, columns: Mapping[str, str]) -> dict[str, Any]:
-    own = own_names(columns, _COLUMNS, str(folder), "columns")
-    location, event = own["location"], own["event"]
-    arrays = _read_locations(folder, own)
-
-    events = _read_table(_find(folder, "events"), [event, own["type"]])
-    arrays |= {"event": events.text[event], "event_type": events.text[own["type"]]}
-    known = [_numbered(arrays["event"]), _numbered(arrays["location"])]
-    events.cells([event], known[:1])
-    shape = (len(known[0]), len(known[1]))
-
-    weather = _read_table(_find(folder, "weather"), [event, location], others=True)
-    row = weather.cells([event, location], known)
-    _check_every(known, row, f"{weather.place}: no row for event and location")
-    values = np.empty((math.prod(shape), len(weather.numbers)), dtype=np.float32)
-    values[row] = weather.matrix(weather.numbers)
-    arrays["weather"] = values.reshape(*shape, len(weather.numbers))
-    arrays["weather_names"] = list(weather.numbers)
-
-    if (place := _find(folder, "outages")).exists():
-        outages = _read_table(place, [event, location], [own["outages"]])
-        arrays["outages"] = np.zeros(shape, dtype=np.int64)
-        cells = outages.cells([event, location], known)
-        arrays["outages"].flat[cells] = outages.counts(own["outages"])
-    if (place := _find(folder, "borders")).exists():
-        pair = [location, own["neighbor"]]
-        borders = _read_table(place, pair)
-        arrays["borders"] = np.stack([borders.index(end, known[1]) for end in pair], axis=1)
-    return arrays
-
-
-def _read_locations(folder: Path, own: Mapping[str, str]) -> dict[str, Any]:
-    names, position = [own["location"], own["district"]], [own["latitude"], own["longitude"]]
-    table = _read_table(_find(folder, "locations"), names, position, others=True)
-    location, district = (table.text[name] for name in names)
-    table.cells(names[:1], [_numbered(location)])
-    features = [name for name in table.numbers if name not in (*position, own["customers"])]
-    arrays = {
-        "location": location,
-        "district": district,
-        "latlon": np.stack([table.numbers[column] for column in position], axis=1),
-        "static": table.matrix(features),
-        "static_names": features,
-    }
-    if own["customers"] in table.numbers:
-        arrays["customers"] = table.numbers[own["customers"]]
-    return arrays
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    return {name: i for i, name in enumerate(dict.fromkeys(names))}
-
-
-def _check_every(known: Sequence[Mapping[str, int]], cells: np.ndarray, words: str) -> None:
-    """Check that the flat indices cover the product of the known names."""
-    sizes = [len(names) for names in known]
-    there = np.zeros(math.prod(sizes), dtype=bool)
-    there[cells] = True
-    missing = np.flatnonzero(~there)
-    if len(missing):
-        place = np.unravel_index(missing[0], sizes)
-        first = ", ".join(repr(list(names)[i]) for names, i in zip(known, place, strict=True))
-        raise DataError(f"{words} {first} ({len(missing)} such): give each one a row")
-
-
-def _find(folder: Path, table: str) -> Path:
-    plain, packed = folder / f"{table}.csv", folder / f"{table}.csv.gz"
-    if plain.exists() and packed.exists():
-        raise DataError(f"{folder}: holds both {plain.name} and {packed.name}: keep one")
-    return packed if packed.exists() else plain
-
-
-def _read_table(
-    place: Path, text: Sequence[str], numbers: Sequence[str] = (), *, others: bool = False
-) -> _Table:
-    """Read columns of text and of numbers; with ``others``, the other columns as numbers too."""
-    with open_table(place) as (header, rows):
-        return _parse_table(header, rows, place, text, numbers, others)
-
-
-def _parse_table(
-    header: list[str],
-    rows: Iterable[tuple[int, list[str]]],
-    place: Path,
-    text: Sequence[str],
-    numbers: Sequence[str],
-    others: bool,
-) -> _Table:
-    check_there([*text, *numbers], header, str(place), "columns")
-    repeated = [name for i, name in enumerate(header) if name in header[:i]]
-    if repeated:
-        raise DataError(f"{place}: line 1: the column {repeated[0]!r} is there twice")
-    lines = array("q")
-    words: dict[str, list[str]] = {name: [] for name in text}
-    wanted = [name for name in header if name in numbers or (others and name not in text)]
-    values = {name: array("d") for name in wanted}
-    text_cells = [(header.index(name), column) for name, column in words.items()]
-    value_cells = [(header.index(name), column) for name, column in values.items()]
-    for line, row in rows:
-        lines.append(line)
-        for i, column in text_cells:
-            column.append(sys.intern(row[i]))  # the same few names, once per event or location
-        for i, floats in value_cells:
-            floats.append(_number(row[i], place, line, header[i]))
-    return _Table(place, lines, words, {name: np.array(v) for name, v in values.items()})
-
-
-def _number(cell: str, place: Path, line: int, column: str) -> float:
-    try:
-        value = float(cell) if cell else math.nan
-    except ValueError:
-        value = math.inf
-    if abs(value) > _LARGEST:
-        raise DataError(
-            f"{place}: line {line}, column {column!r}: {cell!r} is no finite number in float32: "
-            "write one, with a point for decimals, or leave the cell empty if it is missing"
-        )
-    return value
-
-
-def _write_folder(events: OutageEvents, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise DataError(f"{folder}: holds files already: save to a folder that is new or empty")
-    location, event = events.location, events.event
-    columns = (location, *events.latlon.T.tolist(), events.district)
-    features = torch.cat([events.customers[:, None], events.static], dim=1).tolist()
-    _write_table(
-        folder / "locations.csv",
-        ["location", "latitude", "longitude", "district", "customers", *events.static_names],
-        ([*row[:-1], *map(_cell, row[-1])] for row in zip(*columns, features, strict=True)),
-    )
-    kinds = zip(event, events.event_type, strict=True)
-    _write_table(folder / "events.csv", ["event", "type"], kinds)
-    _write_table(
-        folder / "weather.csv",
-        ["event", "location", *events.weather_names],
-        (
-            [storm, place, *map(_cell, row)]
-            for storm, weather in zip(event, events.weather, strict=True)
-            for place, row in zip(location, weather.tolist(), strict=True)
-        ),
-    )
-    if events.outages is not None:
-        where = events.outages.nonzero(as_tuple=True)
-        counts = zip(*(part.tolist() for part in (*where, events.outages[where])), strict=True)
-        _write_table(
-            folder / "outages.csv",
-            ["event", "location", "outages"],
-            ((event[e], location[i], count) for e, i, count in counts),
-        )
-    borders = ((location[u], location[v]) for u, v in events.borders.T.tolist())
-    _write_table(folder / "borders.csv", ["location", "neighbor"], borders)
-
-
-def _write_table(place: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    with open(place, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _cell(value: float) -> str:
-    """Return a float32 in the nine digits that tell it from every other one."""
-    return "" if math.isnan(value) else f"{value:.9g}"
