@@ -29,6 +29,7 @@ class Kept(Generic[T]):
 
     def adopt(self, result: T, data: DataTable, partition: Partition, seed: int) -> None:
         """Keep a result that was made elsewhere."""
+        self._results.pop((data, partition, seed), None)
         if len(self._results) == _MOST:
             del self._results[next(iter(self._results))]
         self._results[data, partition, seed] = result
