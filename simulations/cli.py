@@ -67,10 +67,11 @@ def run(
     """
     if (config is None) == (resume is None):
         raise ConfigError("name an experiment file, or a run directory with --resume, not both")
-    from federation.experiment import describe_keys, load_experiment
-    from federation.scores import SCORES
-    from simulations.progress import watch
-    from simulations.run import execute, prepare
+    with terminal.console.status("Loading PyTorch and Flower"):  # for seconds
+        from federation.experiment import describe_keys, load_experiment
+        from federation.scores import SCORES
+        from simulations.progress import watch
+        from simulations.run import execute, prepare
 
     if resume is not None:
         if engine or address or set_:
