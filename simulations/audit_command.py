@@ -9,7 +9,6 @@ from rich.progress import Progress
 
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.terminal import COLUMNS
 
 T = TypeVar("T", int, float)
 
@@ -74,7 +73,7 @@ def audit(
     epsilons = _numbers("--epsilon", epsilon, float, 0.0)
     supports = _numbers("--min-support", min_support, int, 1)
     tried = defences(experiment, epsilons, supports)
-    with Progress(*COLUMNS, console=terminal.console) as progress:
+    with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         task = progress.add_task("audit", total=len(tried) * seeds, figures="")
         found = run_audit(experiment, tried, seeds, lambda: progress.advance(task))
     directory = new_directory(out, f"{experiment.run.name}-audit")

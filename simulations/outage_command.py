@@ -13,7 +13,6 @@ from rich.table import Table
 
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.terminal import COLUMNS
 
 if TYPE_CHECKING:
     from graphcl.outages import Forecast
@@ -76,7 +75,7 @@ def train(
     experiment = _load(config, set_)
     events = load_events(experiment)
     forecaster = OutageForecaster(experiment.sa_hgnn, experiment.forecaster)
-    with one_thread(), Progress(*COLUMNS, console=terminal.console) as progress:
+    with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         total = forecaster.trainings(events.num_events)
         task = progress.add_task(experiment.outage.name, total=total, figures="")
         forecaster.fit(events, partial(progress.advance, task))
@@ -158,7 +157,7 @@ def evaluate(
     found: list[Evaluated] = []
     coverage = None
     try:
-        with one_thread(), Progress(*COLUMNS, console=terminal.console) as progress:
+        with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
             folds = len(divide(experiment, events))
             for name in methods:
                 task = progress.add_task(name, total=folds, figures="")

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.terminal import COLUMNS
 
 if TYPE_CHECKING:
     from federation.experiment import Scalar
@@ -127,7 +126,7 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
     try:
         for experiment in experiments:
             own = getattr(experiment, experiment.probe.method)
-            with Progress(*COLUMNS, console=terminal.console) as progress:
+            with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
                 task = progress.add_task(experiment.probe.name, total=own.epochs, figures="")
 
                 def show(epoch: int, terms: dict[str, float], bar: Progress = progress) -> None:
@@ -173,7 +172,7 @@ def _search(files: list[File], out: Path) -> None:
         table.add_column(name, no_wrap=name == "probe")
     try:
         for path, overrides, experiment in files:
-            with Progress(*COLUMNS, console=terminal.console) as progress:
+            with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
                 total = count_trials(experiment)
                 task = progress.add_task(experiment.probe.name, total=total, figures="")
 
@@ -206,7 +205,7 @@ def _perturb(experiments: list["ProbeExperiment"], perturb: str, seeds: int, out
     ratios = parse_ratios(perturb)
     results = []
     for experiment in experiments:
-        with Progress(*COLUMNS, console=terminal.console) as progress:
+        with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
             total = 1 + len(ratios) * seeds
             task = progress.add_task(experiment.probe.name, total=total, figures="")
             found = run_robustness(experiment, ratios, seeds, partial(progress.advance, task))

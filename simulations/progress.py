@@ -12,7 +12,7 @@ from rich.progress import Progress
 from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
 from federation.scores import SCORES, Score
-from simulations.terminal import COLUMNS
+from simulations import terminal
 
 _POLL_SECONDS = 0.2
 
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.2
 @contextmanager
 def watch(experiment: Experiment, console: Console) -> Iterator[None]:
     """Show a strategy's rounds and their metrics while the block runs."""
-    with Progress(*COLUMNS, console=console) as progress:
+    with Progress(*terminal.COLUMNS, console=console) as progress:
         task = progress.add_task(
             experiment.strategy.name, total=experiment.run.rounds, figures="starting"
         )

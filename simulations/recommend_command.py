@@ -14,7 +14,6 @@ from rich.table import Table
 
 from graphcl.errors import ConfigError
 from simulations import terminal
-from simulations.terminal import COLUMNS
 
 if TYPE_CHECKING:
     from simulations.recommend_evaluation import Evaluation, Pair
@@ -60,7 +59,7 @@ def train(
     with terminal.console.status("Loading the interactions"):
         interactions = load_data(experiment)
     model, best = new_recommender(experiment, name), 0.0
-    with one_thread(), Progress(*COLUMNS, console=terminal.console) as progress:
+    with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         task = progress.add_task(name, total=getattr(model.config, "epochs", 1), figures="")
 
         def show(epoch: int, terms: dict[str, float]) -> None:
@@ -233,7 +232,7 @@ def _evaluate(
             "already and are not run again"
         )
     try:
-        with one_thread(), Progress(*COLUMNS, console=terminal.console) as progress:
+        with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
             task = progress.add_task(name, total=len(evaluation.pairs), completed=kept, figures="")
 
             def show(pair: "Pair", epoch: int, terms: dict[str, float]) -> None:

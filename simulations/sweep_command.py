@@ -10,7 +10,6 @@ from rich.progress import Progress
 
 from graphcl.errors import FederationError
 from simulations import terminal
-from simulations.terminal import COLUMNS
 
 
 def sweep(
@@ -87,7 +86,7 @@ def sweep(
         if waiting:
             from simulations.trials import run_trials
 
-            with Progress(*COLUMNS, console=terminal.console) as progress:
+            with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
                 task = progress.add_task("trials", total=len(waiting), figures="")
                 failed = run_trials(waiting, folder, jobs, address, lambda: progress.advance(task))
     except KeyboardInterrupt:
