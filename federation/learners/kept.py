@@ -22,10 +22,11 @@ class Kept(Generic[T]):
         self._results: dict[tuple[DataTable, Partition, int], T] = {}
 
     def __call__(self, data: DataTable, partition: Partition, seed: int) -> T:
-        key = data, partition, seed
-        if key not in self._results:
-            self.adopt(self._make(*key), *key)
-        return self._results[key]
+        found = self._results.get((data, partition, seed))
+        if found is None:
+            found = self._make(data, partition, seed)
+            self.adopt(found, data, partition, seed)
+        return found
 
     def adopt(self, result: T, data: DataTable, partition: Partition, seed: int) -> None:
         """Keep a result that was made elsewhere."""

@@ -122,7 +122,7 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
         )
     tensors = to_tensors(received)
     for name, tensor in tensors.items():
-        ours = arrays[name]  # packed: what it says of itself is enough, and it is as large as any
+        ours = arrays[name]  # stays packed: what it says of itself is enough
         check_dtype(name, tensor, getattr(torch, ours.dtype))
         check_shape(name, tensor, tuple(ours.shape))
     check_finite(tensors)

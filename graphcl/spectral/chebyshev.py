@@ -84,8 +84,8 @@ def filter_polynomial(
         operator: ``Lt``, eigenvalues in [-1, 1]; a dense one, ``[N, N]``, receives gradients.
         v: The signals to filter.
         coefficients: ``c``, a column per filter, ``c_0`` not to be halved again.
-        nodes: The rows to return, instead of all; twice as fast, with gradients, where they are
-            few. A node may come more than once.
+        nodes: The rows to return, instead of all; cheaper where they are few, above all on the way
+            back. A node may come more than once.
 
     Raises:
         GraphCLError: A shape, type or device does not fit.

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from federation.experiment import Experiment
+from federation.learners.graphs import client_graphs
 from federation.run_directory import RunDirectory
 from graphcl.datasets import contextual_sbm, save_npz
 from simulations.carriers.flower import FlowerCarrier
@@ -150,6 +151,22 @@ def test_actors_get_the_data_from_the_driver(tiny, carrier, tmp_path) -> None:
     experiment = tiny(keys, folder="ray")
     carrier.run(experiment)
     assert figures(experiment)["digest"] == expected
+
+
+def test_actors_read_the_data_where_they_lie(tiny, carrier) -> None:
+    experiment = tiny(UNLIKE)
+    carrier.run(experiment)
+
+    def mapping(actor: object) -> str:
+        address = client_graphs(experiment).whole.x.data_ptr()
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if start <= address < end:
+                return line
+        return "nowhere"
+
+    for actor in carrier._pool.actors:
+        assert "plasma" in ray.get(actor.__ray_call__.remote(mapping))
 
 
 def test_another_seed_ends_in_another_digest(tiny) -> None:
