@@ -22,11 +22,17 @@ class SequenceRecommender(Recommender):
         """Return an encoder as :mod:`graphcl.recommend.encoders` describes it."""
         raise NotImplementedError
 
-    def item_vectors(self) -> Tensor:
-        return self.item.weight
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        return self.item.weight if items is None else self.item(items)
 
-    def states(self, batch: Sequences) -> Tensor:
-        return self.encoder(self.item(batch.item), batch.mask)
+    def states(self, batch: Sequences, last: bool = False) -> Tensor:
+        states: Tensor = self.encoder(self.inputs(batch.item), batch.mask, last)
+        return states
+
+    def inputs(self, item: Tensor) -> Tensor:
+        """Return what the encoder reads, int64 ``[B, T]`` to ``[B, T, D]``."""
+        vectors: Tensor = self.item(item)
+        return vectors
 
 
 class SASRec(SequenceRecommender):

@@ -15,11 +15,12 @@ catalogue has already.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, normalize, pad
+from torch.nn.functional import embedding, normalize
 
 from graphcl.contrast import info_nce
 from graphcl.datasets import Interactions
@@ -99,24 +100,32 @@ class BIPCL(Recommender):
             self.operator = self.operator.to(table.device, table.dtype)
         return propagate(self.operator, table, self.config.hops)
 
-    def item_vectors(self) -> Tensor:
-        return self._with_intents(self.structural_vectors())
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        return self._with_intents(self.structural_vectors(), items)
 
-    def _with_intents(self, structural: Tensor) -> Tensor:
-        items = structural + self.item_intent(structural)
-        return pad(items[1:], (0, 0, 1, 0))  # padding has no intent
+    def _with_intents(self, structural: Tensor, items: Tensor | None) -> Tensor:
+        if items is None:
+            items = torch.arange(len(structural), device=structural.device)
+        else:
+            structural = structural.index_select(0, items)
+        # Padding has no intent, and nothing trains its row of the table.
+        return (structural + self.item_intent(structural)) * (items > 0)[:, None]
 
-    def states(self, batch: Sequences) -> Tensor:
-        return self._states(batch, self.item_vectors())
+    def states(self, batch: Sequences, last: bool = False) -> Tensor:
+        return self._states(batch, self.structural_vectors(), last)
 
-    def _states(self, batch: Sequences, items: Tensor) -> Tensor:
-        hidden = self.encoder(embedding(batch.item, items), batch.mask)
-        return hidden + self.user_intent(hidden)
+    def _states(self, batch: Sequences, structural: Tensor, last: bool = False) -> Tensor:
+        ids, place = batch.item.unique(return_inverse=True)
+        read = embedding(place, self._with_intents(structural, ids))
+        hidden = self.encoder(read, batch.mask, last)
+        states: Tensor = hidden + self.user_intent(hidden)
+        return states
 
     def loss(self, batch: Sequences) -> dict[str, Tensor]:
         config, structural = self.config, self.structural_vectors()
-        items = self._with_intents(structural)
-        terms = {"softmax": self.softmax(self._states(batch, items), items, batch.target)}
+        states = self._states(batch, structural)
+        vectors = partial(self._with_intents, structural)
+        terms = {"softmax": self.softmax(states, batch.target, vectors)}
         if config.interaction_weight or config.intent_weight:
             interaction, intent = self._contrast(batch, structural)
             terms["interaction"] = config.interaction_weight * interaction
@@ -157,7 +166,7 @@ class BIPCL(Recommender):
         structural = perturb(structural, self.config.eps)
         intent = self.item_intent(structural)
         item = embedding(place, structural + intent)
-        hidden = self.encoder(item[:, :-1], mask)[:, -1]
+        hidden = self.encoder(item[:, :-1], mask, last=True)[:, 0]
         user_intent = self.user_intent(hidden)
         return hidden + user_intent, item[:, -1], user_intent, embedding(place[:, -1], intent)
 

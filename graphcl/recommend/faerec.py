@@ -29,12 +29,12 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from graphcl.datasets import Interactions
 from graphcl.errors import DataError, check_fields
 from graphcl.recommend.alignment import curriculum, feature_alignment, item_alignment
 from graphcl.recommend.baselines import SequenceRecommender
+from graphcl.recommend.dropout import Dropout
 from graphcl.recommend.encoders import CausalLayers
 from graphcl.recommend.recommender import RecommenderConfig
 from graphcl.recommend.sequences import Sequences
@@ -113,7 +113,7 @@ class FAERec(SequenceRecommender):
         self.position = nn.Parameter(torch.empty(config.length, width))
         nn.init.normal_(self.position, std=0.02)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         # Part of the state, as it must be after a run is resumed; a mean over clients is a float.
         self.register_buffer("epochs_begun", torch.zeros(()))
 
@@ -130,17 +130,15 @@ class FAERec(SequenceRecommender):
     def begin_epoch(self) -> None:
         self.epochs_begun += 1
 
-    def item_vectors(self) -> Tensor:
-        own, taken = self.item.weight, self.count[:, None] > 0
-        text = self.mapper(self.text[1:])
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        if items is None:
+            items = torch.arange(self.num_items + 1, device=self.count.device)
+        own, taken = self.item(items), self.count[items, None] > 0
+        text = self.mapper(self.text[items])
         # Padding has no text.
-        return torch.where(taken, own, own.detach()) + pad(text, (0, 0, 1, 0))
-
-    def states(self, batch: Sequences) -> Tensor:
-        return self.encoder(self.inputs(batch.item), batch.mask)
+        return torch.where(taken, own, own.detach()) + text * (items > 0)[:, None]
 
     def inputs(self, item: Tensor) -> Tensor:
-        """Return what the encoder reads, int64 ``[B, T]`` to ``[B, T, D]``."""
         items, place = item.unique(return_inverse=True)
         position = self.position[-item.size(1) :]
         own = self.dropout(self.item(item) + position)
@@ -193,7 +191,7 @@ class Gate(nn.Module):
 
 def _perceptron(channels: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out)
+        nn.Linear(channels, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, out)
     )
 
 

@@ -31,11 +31,13 @@ class Popularity(Recommender):
     def build(self, features: dict[str, Tensor]) -> None:
         """Build nothing: the kernel has counted already."""
 
-    def item_vectors(self) -> Tensor:
-        return self.count.float()[:, None]
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        count = self.count if items is None else self.count[items]
+        return count.float()[:, None]
 
-    def states(self, batch: Sequences) -> Tensor:
-        return torch.ones(*batch.item.shape, 1, device=batch.item.device)
+    def states(self, batch: Sequences, last: bool = False) -> Tensor:
+        item = batch.item[:, -1:] if last else batch.item
+        return torch.ones(*item.shape, 1, device=item.device)
 
     def fit(
         self,

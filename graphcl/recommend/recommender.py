@@ -113,34 +113,55 @@ class Recommender(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def item_vectors(self) -> Tensor:
-        """Return the vectors of all items that scores are taken with, ``[num_items + 1, D]``."""
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """Return the vectors that scores are taken with, those of padding being zero.
+
+        Shapes:
+            - **items**: int64 ``[n]``, 0 for padding; by default all, 0 to ``num_items``.
+            - Returns ``[n, D]``
+        """
 
     @abstractmethod
-    def states(self, batch: Sequences) -> Tensor:
-        """Return the state after each event, which sees no later one, ``[B, T, D]``."""
+    def states(self, batch: Sequences, last: bool = False) -> Tensor:
+        """Return the state after each event, which sees no later one, ``[B, T, D]``.
+
+        Args:
+            batch: The events.
+            last: Return that after the latest event alone, ``[B, 1, D]``.
+        """
 
     def loss(self, batch: Sequences) -> dict[str, Tensor]:
         """Return the named terms of the loss on some sequences, at all positions at once."""
-        return {"softmax": self.softmax(self.states(batch), self.item_vectors(), batch.target)}
+        return {"softmax": self.softmax(self.states(batch), batch.target)}
 
-    def softmax(self, states: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    def softmax(
+        self,
+        states: Tensor,
+        target: Tensor,
+        vectors: Callable[[Tensor | None], Tensor] | None = None,
+    ) -> Tensor:
         """Return the cross-entropy of the targets over the catalogue, or over drawn negatives.
 
-        Shapes:
-            - **states**: ``[B, T, D]``; **items**: ``[num_items + 1, D]``; **target**: int64
-              ``[B, T]``, 0 where none is asked for
+        Args:
+            states: ``[..., D]``.
+            target: int64 ``[...]``, 0 where none is asked for.
+            vectors: What :meth:`item_vectors` would return, by default itself.
         """
-        hidden, y = states.flatten(0, -2), target.flatten()
+        vectors = vectors or self.item_vectors
+        hidden, y, rows = states.flatten(0, -2), target.flatten(), None
         if self.offered is not None:
             rows = torch.cat([y.new_zeros(1), self.offered[1:].nonzero().squeeze(1) + 1])
             place = torch.zeros_like(self.count).index_put((rows,), torch.arange(len(rows)))
-            items, y = items[rows], place[y]
-        drawn, candidates = self.config.negatives, len(items) - 1
-        if not 0 < drawn < candidates:
-            return catalogue_cross_entropy(hidden, items, y)
-        negatives = torch.randint(1, candidates + 1, (drawn,)).to(y.device)
-        log_q = items.new_full((drawn,), 1 / candidates).log()
+            y = place[y]
+        drawn, candidates = self.config.negatives, (len(self.count) if rows is None else len(rows))
+        if not 0 < drawn < candidates - 1:
+            return catalogue_cross_entropy(hidden, vectors(rows), y)
+        negatives = torch.randint(1, candidates, (drawn,)).to(y.device)
+        # The vectors of no others are computed; padding's row is there and is the first.
+        read, place = torch.cat([y.new_zeros(1), negatives, y]).unique(return_inverse=True)
+        _, negatives, y = place.split([1, drawn, len(y)])
+        items = vectors(read if rows is None else rows[read])
+        log_q = items.new_full((drawn,), 1 / (candidates - 1)).log()
         return sampled_cross_entropy(hidden, items, y, negatives, log_q)
 
     def begin_epoch(self) -> None:
@@ -210,7 +231,8 @@ class Recommender(nn.Module, ABC):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser, which clips gradients."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
+        # Not fused, the step of a large table of items reads and writes it several times.
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
         return clip_gradients(optimizer)
 
     @torch.no_grad()
@@ -227,9 +249,13 @@ class Recommender(nn.Module, ABC):
         Shapes:
             Returns float64 ``[n]``, from 1; see :func:`graphcl.metrics.ranking.rank_targets`.
         """
-        scores = self.scores(histories, offered)
-        ranks = rank_targets(scores, histories.target, histories.seen)
-        return ranks.masked_fill(histories.repeats, torch.inf)
+        # Histories of one length at a time, so that little is padding.
+        order = (histories.end - histories.start).clamp(max=self.config.length).argsort(stable=True)
+        by_length = histories.select(order)
+        scores = self.scores(by_length, offered)
+        ranks = rank_targets(scores, by_length.target, by_length.seen)
+        ranks = ranks.masked_fill(by_length.repeats, torch.inf)
+        return torch.empty_like(ranks).index_put((order,), ranks)
 
     def scores(self, histories: Histories, offered: Tensor | None = None) -> ItemScores:
         """Return the scores of all items after each history, a block of them at a time.
@@ -253,7 +279,7 @@ class Recommender(nn.Module, ABC):
         What a row without events gets is not read.
         """
         items = self.item_vectors()
-        return lambda batch: self.states(batch)[:, -1] @ items.T
+        return lambda batch: self.states(batch, last=True)[:, 0] @ items.T
 
     @torch.no_grad()
     def rank(

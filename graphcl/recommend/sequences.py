@@ -204,7 +204,10 @@ class Histories:
         """Return that many of the histories, spread evenly, or all where there are fewer."""
         if len(self) <= count:
             return self
-        index = torch.arange(count) * len(self) // count
+        return self.select(torch.arange(count) * len(self) // count)
+
+    def select(self, index: Tensor) -> Self:
+        """Return some of the histories, in the order of ``index``, int64 ``[n]``."""
         return replace(
             self,
             start=self.start[index],

@@ -11,6 +11,7 @@ from graphcl.contrast import bpr, elementwise_triplet
 from graphcl.errors import check_fields
 from graphcl.recommend.attention import PairScore, SessionAttention, perceptron
 from graphcl.recommend.baselines import item_table
+from graphcl.recommend.dropout import Dropout
 from graphcl.recommend.recommender import Recommender, RecommenderConfig
 from graphcl.recommend.sequences import Sequences
 from graphcl.recommend.sessions import Sessions
@@ -149,7 +150,7 @@ class SLSRec(Recommender):
         self.item = item_table(self.num_items, width)
         self.user_long = _user_table(self.num_users, width)
         self.user_short = _user_table(self.num_users, width)
-        self.dropout = nn.Dropout(self.config.dropout)
+        self.dropout = Dropout(self.config.dropout)
         self.within = PairScore(width, width)
         self.across = SessionAttention(width, self.config.num_sessions)
         self.evolution = nn.GRU(width, width, batch_first=True)
@@ -163,15 +164,17 @@ class SLSRec(Recommender):
         if self.config.mode == "candidates":
             self.head = perceptron(2 * width, 100, 64, bias=False)
 
-    def item_vectors(self) -> Tensor:
-        return self.item.weight
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        return self.item.weight if items is None else self.item(items)
 
-    def states(self, batch: Sequences) -> Tensor:
+    def states(self, batch: Sequences, last: bool = False) -> Tensor:
         mask = batch.mask
         sessions = Sessions.of(batch, self.config.gap)
-        reading = self.read(batch, sessions, sessions.event)
+        asked = sessions.last if last else sessions.event
+        reading = self.read(batch, sessions, asked)
+        mask = mask[:, -1:] if last else mask
         states = reading.x.new_zeros(*mask.shape, self.config.hidden_channels)
-        states[mask] = self.interests(reading, reading.x[:, None]).blended
+        states[mask] = self.interests(reading, reading.x[asked, None]).blended
         return states
 
     def loss(self, batch: Sequences) -> dict[str, Tensor]:
@@ -181,7 +184,7 @@ class SLSRec(Recommender):
         target = following[asked]
         if self.config.mode == "retrieval":
             interests = self.interests(reading, reading.x[asked, None])
-            softmax = self.softmax(interests.blended, self.item_vectors(), target)
+            softmax = self.softmax(interests.blended, target)
             short = interests.short
         else:
             candidates, known = self._draw(batch, reading, target)
@@ -196,7 +199,7 @@ class SLSRec(Recommender):
 
     def scorer(self) -> Callable[[Sequences], Tensor]:
         if self.config.mode == "retrieval":
-            return lambda batch: self._last_states(batch) @ self.item_vectors().T
+            return super().scorer()
         every = torch.arange(self.num_items + 1, device=self.item.weight.device)
         return lambda batch: self.score_candidates(batch, every.expand(len(batch), -1))
 
@@ -211,7 +214,7 @@ class SLSRec(Recommender):
         """
         self.eval()
         if self.config.mode == "retrieval":
-            return (self.item(candidates) @ self._last_states(batch)[:, :, None]).squeeze(2)
+            return (self.item(candidates) @ self.states(batch, last=True).mT).squeeze(2)
         sessions = Sessions.of(batch, self.config.gap)
         last = sessions.last
         reading, row = self.read(batch, sessions, last), sessions.row[last]
@@ -220,15 +223,6 @@ class SLSRec(Recommender):
         scores = self.item.weight.new_zeros(candidates.shape)
         scores[row] = torch.cat(parts, dim=1)
         return scores
-
-    def _last_states(self, batch: Sequences) -> Tensor:
-        """Return the state after each row's last event, 0 without one, ``[B, D]``."""
-        sessions = Sessions.of(batch, self.config.gap)
-        last = sessions.last
-        reading = self.read(batch, sessions, last)
-        states = reading.x.new_zeros(len(batch), self.config.hidden_channels)
-        states[sessions.row[last]] = self.interests(reading, reading.x[last, None]).blended
-        return states
 
     def read(self, batch: Sequences, sessions: Sessions, asked: Tensor) -> Reading:
         """Return what a batch says after some of its events.

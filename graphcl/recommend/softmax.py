@@ -7,6 +7,7 @@ out before anything is computed, which of short sequences is most of them.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from math import isqrt, log
 from typing import Any, Literal
 
@@ -96,7 +97,7 @@ def catalogue_cross_entropy(
         else:
             loss = _Tiled.apply(hidden, items, bias, target, block or _TILE).mean()
         if loss.requires_grad:
-            loss.register_hook(_refuse_second_derivative)
+            loss.register_hook(partial(_refuse_second_derivative, name))
         return loss
 
 
@@ -161,14 +162,15 @@ def sampled_cross_entropy(
         drawn = torch.cat([target, negatives])
         # One selection, hence one gradient of the size of the table instead of two.
         rows, others = items.index_select(0, drawn).split([len(target), len(negatives)])
-        positive, logits = (hidden * rows).sum(1), hidden @ others.T
+        positive, correction = (hidden * rows).sum(1), -log_q.to(hidden) - log(len(negatives))
         if bias is not None:
             own, shared = bias.index_select(0, drawn).split([len(target), len(negatives)])
-            positive, logits = positive + own, logits + shared
-        logits = logits - (log_q.to(logits) + log(len(negatives)))
-        logits = logits.masked_fill(negatives == target[:, None], -torch.inf)
-        logits = torch.cat([positive[:, None], logits], dim=1)
-        return cross_entropy(logits, torch.zeros_like(target))
+            positive, correction = positive + own, correction + shared
+        hits = _hits(target, negatives)
+        loss: Tensor = _Sampled.apply(hidden, others, positive, correction, hits)
+        if loss.requires_grad:
+            loss.register_hook(partial(_refuse_second_derivative, "sampled_cross_entropy"))
+        return loss
 
 
 def _prepare(
@@ -271,12 +273,59 @@ def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, stop))
 
 
-def _refuse_second_derivative(grad: Tensor) -> None:
+class _Sampled(torch.autograd.Function):
+    """Mean cross-entropy of positives against shared negatives, which forms its gradient with it.
+
+    A block of rows of logits stays in the cache from the product that gives it to those that need
+    it for the gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, others: Tensor, positive: Tensor, bias: Tensor, hits: Tensor
+    ) -> Tensor:
+        size, count = max(1, _TILE // len(others)), len(hidden)
+        ends = torch.searchsorted(hits[0], torch.arange(0, count + size, size, device=hits.device))
+        grads = [torch.zeros_like(x) for x in (hidden, others, positive, bias)]
+        losses = torch.empty_like(positive)
+        for n, rows in enumerate(_slices(0, count, size)):
+            own, at = positive[rows], hits[:, ends[n] : ends[n + 1]]
+            tile = torch.addmm(bias, hidden[rows], others.T)
+            tile[at[0] - rows.start, at[1]] = -torch.inf
+            highest = torch.maximum(tile.amax(1), own)
+            tile.sub_(highest[:, None]).exp_()
+            share, rest = (own - highest).exp(), tile.sum(1)
+            losses[rows] = (share + rest).log() + highest - own
+            weight = 1 / ((share + rest) * count)
+            tile.mul_(weight[:, None])
+            torch.mm(tile, others, out=grads[0][rows])
+            grads[1].addmm_(tile.T, hidden[rows])
+            grads[2][rows] = -rest * weight
+            grads[3] += tile.sum(0)
+        ctx.save_for_backward(*grads)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return (*(grads[0] * grad for grad in ctx.saved_tensors), None)
+
+
+def _hits(target: Tensor, negatives: Tensor) -> Tensor:
+    """Return the rows and columns where a negative is the target itself, int64 ``[2, n]``."""
+    ordered, order = negatives.sort()
+    first = torch.searchsorted(ordered, target)
+    count = torch.searchsorted(ordered, target, right=True) - first
+    row = torch.arange(len(target), device=target.device).repeat_interleave(count)
+    nth = torch.arange(len(row), device=target.device) - (count.cumsum(0) - count)[row]
+    return torch.stack([row, order[first[row] + nth]])
+
+
+def _refuse_second_derivative(name: str, grad: Tensor) -> None:
     # Gradient mode is on here exactly when the caller asked for a differentiable gradient.
     if torch.is_grad_enabled():
         raise GraphCLError(
-            "catalogue_cross_entropy: blocks have no second derivative; pass method='dense' where "
-            "the gradient itself is differentiated"
+            f"{name}: blocks have no second derivative; where the gradient itself is "
+            "differentiated, call catalogue_cross_entropy with method='dense'"
         )
 
 

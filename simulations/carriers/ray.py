@@ -199,6 +199,7 @@ class RayGrid(SimulatedGrid):
     def _batches(self, messages: list[Message]) -> dict[int, list[list[int]]]:
         """Return the positions of the messages that go to each actor, in blocks."""
         count, blocks = len(self._pool.actors), self.blocks(messages)
+        together = self.batched(messages)
         seconds = self._seconds.get(messages[0].metadata.message_type, {}) if messages else {}
         clients = [[partition_of(messages[position]) for position in block] for block in blocks]
         known = {
@@ -209,7 +210,7 @@ class RayGrid(SimulatedGrid):
 
         def home(index: int) -> int:
             first = clients[index][0]
-            return self._holder.get(first, (index if self.batched(messages) else first) % count)
+            return self._holder.get(first, (index if together else first) % count)
 
         batches: dict[int, list[list[int]]] = {}
         for index, actor in share_out(range(len(blocks)), known, home, count).items():

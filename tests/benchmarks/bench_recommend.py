@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 from measuring import in_fresh_process, peak
@@ -38,8 +39,8 @@ LIMIT = 12 * 2**30
 class DenseSASRec(SASRec):
     """With all logits of a batch in memory."""
 
-    def softmax(self, states: Tensor, items: Tensor, target: Tensor) -> Tensor:
-        hidden = states.flatten(0, -2)
+    def softmax(self, states: Tensor, target: Tensor, vectors: Any = None) -> Tensor:
+        hidden, items = states.flatten(0, -2), self.item_vectors()
         return catalogue_cross_entropy(hidden, items, target.flatten(), method="dense")
 
 

@@ -43,8 +43,8 @@ def with_user_tables(monkeypatch):
             super().build(features)
             self.user_long = nn.Embedding(self.num_users + 1, self.config.hidden_channels)
 
-        def states(self, batch):
-            return super().states(batch) + self.user_long(batch.user)[:, None]
+        def states(self, batch, last=False):
+            return super().states(batch, last) + self.user_long(batch.user)[:, None]
 
     monkeypatch.setitem(RECOMMENDERS, "sasrec", WithUsers)
 

@@ -81,6 +81,28 @@ def test_padding_changes_nothing(model: Recommender, interactions: Interactions)
     assert torch.allclose(beside[0, -3:], alone[0], atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_part_of_what_a_model_says_is_that_part(
+    model: Recommender, interactions: Interactions
+) -> None:
+    batch = Histories.of_users(interactions).batch(slice(0, 20), 8)
+    last, states = model.states(batch, last=True), model.states(batch)
+    torch.testing.assert_close(last, states[:, -1:], atol=1e-5, rtol=1e-5)
+    some = torch.tensor([0, 7, 3, 60, 7])
+    vectors = model.item_vectors()
+    torch.testing.assert_close(model.item_vectors(some), vectors[some], atol=1e-6, rtol=1e-5)
+    assert not vectors[0].any()
+
+
+def test_ranks_come_in_the_order_of_the_histories(
+    model: Recommender, interactions: Interactions
+) -> None:
+    split = interactions.leave_one_out()
+    asked = Histories.held_out(split.test, split.train)
+    some = torch.tensor([5, 0, 9])
+    assert model.ranks(asked)[some].equal(model.ranks(asked.select(some)))
+
+
 def test_only_the_latest_events_are_read_but_none_that_was_seen_is_recommended(
     model: Recommender,
 ) -> None:

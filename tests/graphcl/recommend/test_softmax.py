@@ -231,6 +231,9 @@ def test_second_derivative_is_there_for_dense_and_refused_by_blocks() -> None:
         else:
             with pytest.raises(GraphCLError, match="method='dense'"):
                 torch.autograd.grad(loss, hidden, create_graph=True)
+    loss = sampled(hidden, items, target)
+    with pytest.raises(GraphCLError, match="sampled_cross_entropy: .* no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
 
 
 def sampled_formula(
@@ -250,7 +253,11 @@ def sampled_formula(
     return torch.stack(losses).mean()
 
 
-def test_sampled_loss_and_gradients_equal_the_formula() -> None:
+@pytest.mark.parametrize("tile", [1, 20, 2**18])  # logits at a time
+def test_sampled_loss_and_gradients_equal_the_formula(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphcl.recommend.softmax._TILE", tile)
     hidden, items, bias, target = problem()
     negatives = torch.tensor([3, 3, 7, int(target[1]), 10, int(target[2])])
     log_q = torch.rand(6, dtype=torch.float64).log()
