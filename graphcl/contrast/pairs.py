@@ -198,6 +198,17 @@ class _Tiles(PairWeights):
 
     def tile(self, rows: slice, like: Tensor) -> Tensor:
         """Return the function's block after a look at its shape and its sign."""
+        return self._block(rows, like).to(like)
+
+    def mask_(self, logits: Tensor, rows: slice) -> None:
+        """Add the logarithm of the block, in place; of truth values without computing it."""
+        block = self._block(rows, logits)
+        if block.dtype == torch.bool:
+            logits.masked_fill_(block.logical_not().to(logits.device), -torch.inf)
+        else:
+            logits.add_(block.to(logits).log())
+
+    def _block(self, rows: slice, like: Tensor) -> Tensor:
         block = self.function(rows)
         if block.shape != like.shape:
             raise GraphCLError(
@@ -205,12 +216,12 @@ class _Tiles(PairWeights):
                 f"{tuple(block.shape)}; return {tuple(like.shape)}, one column per key"
             )
         # A comparison with NaN is false, so this form of the test refuses NaN too.
-        if not bool(block.min() >= 0):
+        if block.dtype != torch.bool and not bool(block.min() >= 0):
             raise GraphCLError(
                 f"{self.slot}: rows {rows.start} to {rows.stop - 1} hold a negative value or NaN; "
                 "pass weights of zero or more"
             )
-        return block.detach().to(like)
+        return block.detach()
 
 
 def as_pair_weights(

@@ -1,8 +1,8 @@
 """Encoders of sequences: from vectors of events to states that see no later event.
 
-All keep the contract ``encoder(x, mask, last=False)``, left-padded ``[B, T, D]`` and bool ``[B, T]``
-to ``[B, T, D]``, in which padding changes nothing but the states of padding; with ``last`` to the
-state after the latest event alone, ``[B, 1, D]``.
+All keep the contract ``encoder(x, mask, last=False)``: from left-padded ``[B, T, D]`` and bool
+``[B, T]`` to ``[B, T, D]``, in which padding changes nothing but the states of padding; with
+``last`` to the state after the latest event alone, ``[B, 1, D]``.
 """
 
 import torch

@@ -53,12 +53,14 @@ def candidates(name: str) -> tuple[Any, Tensor | None]:
     weights = torch.rand(N, M, generator=generator, dtype=torch.float64)
     weights[weights < 0.3] = 0
     weights[2] = 0
+    if name == "truth values":
+        return (lambda rows: weights[rows] > 0), (weights > 0).double()
     return (weights, weights) if name == "dense" else (lambda rows: weights[rows], weights)
 
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("target", ["index", "labels", "dense", "function"])
-@pytest.mark.parametrize("allowed", ["all", "exclude", "dense", "function"])
+@pytest.mark.parametrize("allowed", ["all", "exclude", "dense", "function", "truth values"])
 def test_values_and_gradients_equal_the_formula(
     reference: Callable[..., Tensor], score: Any, target: str, allowed: str
 ) -> None:

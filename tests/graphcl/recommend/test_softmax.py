@@ -232,7 +232,7 @@ def test_second_derivative_is_there_for_dense_and_refused_by_blocks() -> None:
             with pytest.raises(GraphCLError, match="method='dense'"):
                 torch.autograd.grad(loss, hidden, create_graph=True)
     loss = sampled(hidden, items, target)
-    with pytest.raises(GraphCLError, match="sampled_cross_entropy: .* no second derivative"):
+    with pytest.raises(GraphCLError, match=r"sampled_cross_entropy: .* no second derivative"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
 

@@ -169,6 +169,25 @@ def test_actors_read_the_data_where_they_lie(tiny, carrier) -> None:
         assert "plasma" in ray.get(actor.__ray_call__.remote(mapping))
 
 
+class CountingGrid(RayGrid):
+    """Counts in how many messages each of its deliveries looks up the kind."""
+
+    def deliver(self, messages, timeout):
+        self.looked_at, self.delivered = 0, len(messages)
+        return super().deliver(messages, timeout)
+
+    def batched(self, messages):
+        self.looked_at += len(messages)
+        assert self.looked_at <= 4 * self.delivered, "work that grows with the square of clients"
+        return super().batched(messages)
+
+
+def test_work_of_the_driver_grows_as_the_messages(tiny, carrier) -> None:
+    grid = CountingGrid(tiny({**ALIKE, "partition.clients": 8}), carrier._pool)
+    grid.serve()
+    assert grid.looked_at > 0
+
+
 def test_another_seed_ends_in_another_digest(tiny) -> None:
     first = run_locally(tiny(UNLIKE, folder="first"))
     assert run_locally(tiny(UNLIKE, folder="again")) == first
