@@ -13,6 +13,7 @@ from federation.faults import RoundFaults
 from federation.records import num_bytes
 from federation.scores import Score
 from federation.strategies import Facts
+from federation.strategies.sums import SUM
 from graphcl.errors import ReplyError
 
 TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
@@ -32,6 +33,8 @@ class Exchanged:
         bytes_down, bytes_up: Content sent and received, by partition.
         faults: What goes wrong on purpose.
         staleness: How many aggregates overtook a partition's reply, where they do not wait.
+        reduced: Whether the grid may have added up the arrays of replies that pass the checks, so
+            that one of them has a sum in the place of its own and the others have an empty one.
     """
 
     whole_grid: Grid
@@ -44,7 +47,9 @@ class Exchanged:
     bytes_up: dict[int, int] = field(default_factory=dict)
     faults: RoundFaults = field(default_factory=RoundFaults)
     staleness: dict[int, int] = field(default_factory=dict)
+    reduced: bool = False
     _addressed: dict[int, Message] = field(default_factory=dict, init=False)
+    _sizes: dict[int, int] = field(default_factory=dict, init=False)
 
     @property
     def grid(self) -> Grid:
@@ -104,8 +109,20 @@ class Exchanged:
             self.reasons[partition] = self.faults.reason(partition)
             return
         reply.content = content
-        self.bytes_up[partition] = num_bytes(content)
+        self.bytes_up[partition] = self._num_bytes(sent.content, content)
         self.good.append(reply)
+
+    def _is_reduced(self, content: RecordDict) -> bool:
+        return self.reduced and set(content) == {"metrics", SUM}
+
+    def _num_bytes(self, sent: RecordDict, content: RecordDict) -> int:
+        """Return the size of what a client said, whose weights are as large as those it got."""
+        if not self._is_reduced(content):
+            return num_bytes(content)
+        key = id(sent.array_records["arrays"])
+        if key not in self._sizes:
+            self._sizes[key] = num_bytes(RecordDict({"arrays": sent.array_records["arrays"]}))
+        return self._sizes[key] + num_bytes(RecordDict({"metrics": content["metrics"]}))
 
     def check_training(
         self, arrays: Sequence[str], check_reply: Callable[[RecordDict], None]
@@ -118,18 +135,8 @@ class Exchanged:
         """
 
         def check(content: RecordDict, partition: int) -> None:
-            metrics = _metrics(content, partition)
-            if set(metrics) != TRAINING_METRICS:
-                raise ReplyError(
-                    f"expected the metrics {sorted(TRAINING_METRICS)}, got {sorted(metrics)}"
-                )
-            if set(content) != {"metrics", *arrays}:
-                raise ReplyError(
-                    f"expected the records {sorted({'metrics', *arrays})}, got {sorted(content)}"
-                )
-            if metrics["num-examples"] < 1:
-                raise ReplyError("a client without a training sample cannot be weighted")
-            check_reply(content)
+            if not self._is_reduced(content):  # else it was checked before
+                check_training_reply(content, partition, arrays, check_reply)
 
         self._keep(check)
 
@@ -155,13 +162,10 @@ class Exchanged:
         passed = []
         for reply in self.good:
             partition = self.facts.nodes[reply.metadata.src_node_id]
-            try:
-                check(reply.content, partition)
+            if reason := objection(check, reply.content, partition):
+                self.reasons[partition] = reason
+            else:
                 passed.append(reply)
-            except ReplyError as error:
-                self.reasons[partition] = f"ReplyError: {error}"
-            except _MALFORMED as error:
-                self.reasons[partition] = _malformed(error)
         self.good = passed
 
     def metrics(self) -> dict[int, dict[str, Any]]:
@@ -170,6 +174,48 @@ class Exchanged:
             self.facts.nodes[reply.metadata.src_node_id]: dict(reply.content["metrics"])
             for reply in self.good
         }
+
+
+def check_training_reply(
+    content: RecordDict,
+    partition: int,
+    arrays: Sequence[str],
+    check_reply: Callable[[RecordDict], None],
+) -> None:
+    """Raise for a training reply that must not enter the aggregate.
+
+    Args:
+        content: The reply's.
+        partition: Whose it is.
+        arrays: Names of the array records that it holds, beside its metrics.
+        check_reply: The algorithm's own check of a content.
+
+    Raises:
+        ReplyError: Saying what is wrong.
+    """
+    metrics = _metrics(content, partition)
+    if set(metrics) != TRAINING_METRICS:
+        raise ReplyError(f"expected the metrics {sorted(TRAINING_METRICS)}, got {sorted(metrics)}")
+    if set(content) != {"metrics", *arrays}:
+        raise ReplyError(
+            f"expected the records {sorted({'metrics', *arrays})}, got {sorted(content)}"
+        )
+    if metrics["num-examples"] < 1:
+        raise ReplyError("a client without a training sample cannot be weighted")
+    check_reply(content)
+
+
+def objection(
+    check: Callable[[RecordDict, int], None], content: RecordDict, partition: int
+) -> str | None:
+    """Return why a check refuses a client's content; None where it does not."""
+    try:
+        check(content, partition)
+    except ReplyError as error:
+        return f"ReplyError: {error}"
+    except _MALFORMED as error:
+        return _malformed(error)
+    return None
 
 
 def _malformed(error: Exception) -> str:

@@ -42,6 +42,14 @@ class DefersMessages(Protocol):
         """Send what still waits."""
 
 
+@runtime_checkable
+class ReducesReplies(Protocol):
+    """A grid that may check training replies and add up their arrays before it hands them out."""
+
+    def reduces(self, messages: Sequence[Message]) -> bool:
+        """Say whether it does so with the replies to these messages."""
+
+
 @dataclass(frozen=True)
 class _Round:
     """A round whose aggregate is there and whose evaluation may be under way."""
@@ -149,6 +157,7 @@ def _train(
         experiment.run.timeout,
         faults=faults.of_round(server_round),
         staleness={flight.partition: server_round - flight.began for flight in flights},
+        reduced=isinstance(grid, ReducesReplies) and grid.reduces(sent),
     )
     train.send(sent)
     train.check_training(

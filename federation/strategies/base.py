@@ -167,9 +167,12 @@ class Algorithm:
         sends: Names of the array records in a training reply.
         check_reply: Raises :class:`graphcl.errors.ReplyError` for a training reply that must not
             enter the aggregate; gets the content, the global arrays and the facts.
+        averages: Whether the aggregate is the mean of a reply's arrays by training samples, which
+            sums over many replies are enough for.
     """
 
     exchange: type[Exchange]
     strategy: Callable[[Experiment, Facts], Strategy]
     sends: tuple[str, ...]
     check_reply: Callable[[RecordDict, ArrayRecord, Experiment, Facts], None]
+    averages: bool = False

@@ -3,7 +3,8 @@
 FedAvg: McMahan et al., 2017. FedProx: Li et al., 2020. Every round starts from the server's weights
 with fresh optimiser moments, as in Flower's own examples. What ``strategy.personal_weights`` names
 stays on its node, as does what belongs to the data of one client; without any, clients are
-stateless. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node;
+stateless. More than 32 clients a round are averaged in double precision, by way of sums over blocks
+of them. FedPer (Arivazhagan et al., 2019) is FedAvg that leaves the last layers on their node;
 LG-FedAvg (Liang et al., 2020) averages these alone, so that the clients' encoders may differ.
 FedMedian and FedTrimmedAvg (Yin et al., 2018) and Krum (Blanchard et al., 2017) are FedAvg that few
 hostile clients cannot steer; they do not weigh clients by their samples.
@@ -21,6 +22,7 @@ from federation.learners import LEARNERS, Forward, Learner
 from federation.learners.base import is_named
 from federation.records import check_dtype, check_finite, check_shape, to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Exchange, Facts
+from federation.strategies.sums import BlockFedAvg, BlockFedProx
 from graphcl.errors import ConfigError, ReplyError
 
 
@@ -113,7 +115,12 @@ def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]
     return shared
 
 
-def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
+def check_weights(content: RecordDict, arrays: ArrayRecord) -> None:
+    """Raise for arrays that are not like the global ones.
+
+    Raises:
+        ReplyError: Naming the array and what is wrong with it.
+    """
     received = content.array_records.get("arrays")
     if received is None or set(received) != set(arrays):
         raise ReplyError(
@@ -128,16 +135,25 @@ def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, fac
     check_finite(tensors)
 
 
+def _check(content: RecordDict, arrays: ArrayRecord, experiment: Experiment, facts: Facts) -> None:
+    check_weights(content, arrays)
+
+
 # Cohorts are drawn by the round loop; the strategy trains every node it is shown.
 ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
 def _fedavg(experiment: Experiment, facts: Facts) -> Strategy:
-    return FedAvg(**ALL)  # type: ignore[arg-type]
+    if experiment.asynchronous:  # whose aggregates are of few, who did not begin together
+        return FedAvg(**ALL)  # type: ignore[arg-type]
+    return BlockFedAvg(facts, **ALL)
 
 
 def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
-    return FedProx(proximal_mu=experiment.strategy.fedprox.proximal_mu, **ALL)  # type: ignore[arg-type]
+    mu = experiment.strategy.fedprox.proximal_mu
+    if experiment.asynchronous:
+        return FedProx(proximal_mu=mu, **ALL)  # type: ignore[arg-type]
+    return BlockFedProx(facts, proximal_mu=mu, **ALL)
 
 
 def _fedmedian(experiment: Experiment, facts: Facts) -> Strategy:
@@ -152,9 +168,9 @@ def _krum(experiment: Experiment, facts: Facts) -> Strategy:
     return Krum(num_malicious_nodes=experiment.strategy.robust.hostile, **ALL)  # type: ignore[arg-type]
 
 
-FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check)
+FEDAVG = Algorithm(WeightsExchange, _fedavg, ("arrays",), _check, averages=True)
 FEDPER = LGFEDAVG = FEDAVG  # what stays is told by the strategy's name
-FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check)
+FEDPROX = Algorithm(WeightsExchange, _fedprox, ("arrays",), _check, averages=True)
 FEDMEDIAN = Algorithm(WeightsExchange, _fedmedian, ("arrays",), _check)
 FEDTRIMMEDAVG = Algorithm(WeightsExchange, _fedtrimmedavg, ("arrays",), _check)
 KRUM = Algorithm(WeightsExchange, _krum, ("arrays",), _check)

@@ -20,6 +20,8 @@ from federation.experiment import Experiment
 from federation.faults import ailments
 from federation.records import round_of
 from federation.server_app import app as server_app
+from federation.strategies.sums import block_size
+from simulations.carriers.reduction import reducible
 
 _SERVER_NODE = 0
 _RUN = 1
@@ -66,6 +68,7 @@ class SimulatedGrid(Grid, ABC):
         self.run_config = experiment.flat()
         self.num_clients = experiment.partition.clients
         self._together = experiment.simulation.batch_clients
+        self._reducible = reducible(experiment)
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN, _RUN, _SERVER_NODE
@@ -91,13 +94,20 @@ class SimulatedGrid(Grid, ABC):
         kinds = {message.metadata.message_type for message in messages}
         return self._together > 0 and kinds == {MessageType.TRAIN}
 
+    def reduces(self, messages: Sequence[Message]) -> bool:
+        """Say whether the replies to these messages are added up, block by block."""
+        kinds = {message.metadata.message_type for message in messages}
+        return self._reducible and kinds == {MessageType.TRAIN} and block_size(len(messages)) > 1
+
     def blocks(self, messages: Sequence[Message]) -> list[list[int]]:
-        """Return the positions of messages that are answered at once.
+        """Return the positions of messages that are answered at once or added up.
 
         Who is in a block must not depend on how many workers there are, for the results do on it.
         """
         positions = sorted(range(len(messages)), key=lambda index: partition_of(messages[index]))
         size = self._together if self.batched(messages) else 1
+        if self.reduces(messages):
+            size = block_size(len(messages))
         return [positions[start : start + size] for start in range(0, len(positions), size)]
 
     def serve(self) -> None:

@@ -1,7 +1,7 @@
 """The in-process carrier: one client after the other, for debugging and unit tests."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Message
 
@@ -17,6 +17,7 @@ from simulations.carriers.base import (
     partition_of,
 )
 from simulations.carriers.contexts import Contexts
+from simulations.carriers.reduction import reduced
 
 
 class LocalGrid(SimulatedGrid):
@@ -28,14 +29,20 @@ class LocalGrid(SimulatedGrid):
         self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        if not self.batched(messages):
+        together, reduces = self.batched(messages), self.reduces(messages)
+        if not together and not reduces:
             return [self._answer(message) for message in messages]
         replies: dict[int, Message] = {}
         for block in self.blocks(messages):
             sent = [messages[position] for position in block]
-            contexts = self.contexts.gather([partition_of(message) for message in sent])
-            replies |= dict(zip(block, train_together(sent, contexts), strict=True))
+            answers = self._answer_together(sent) if together else map(self._answer, sent)
+            answers = reduced(sent, answers) if reduces else answers
+            replies |= dict(zip(block, answers, strict=True))
         return [replies[position] for position in range(len(messages))]
+
+    def _answer_together(self, messages: list[Message]) -> Iterable[Message]:
+        contexts = self.contexts.gather([partition_of(message) for message in messages])
+        return train_together(messages, contexts)
 
     def _answer(self, message: Message) -> Message:
         ailment = ailment_of(message, self._experiment)

@@ -42,6 +42,7 @@ from simulations.carriers.base import (
     partition_of,
 )
 from simulations.carriers.contexts import Contexts
+from simulations.carriers.reduction import reduced
 from simulations.carriers.sharing import share_out
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -87,6 +88,7 @@ class ClientActor:
         self,
         messages: list[Message],
         sizes: list[int],
+        reduces: bool,
         states: dict[int, bytes | None],
         stored: dict[str, Any],
     ) -> tuple[list[Answer], list[int]]:
@@ -94,7 +96,8 @@ class ClientActor:
 
         Args:
             messages: To any clients.
-            sizes: How many of them, one after the other, are answered as one batch; empty for none.
+            sizes: How many of them, one after the other, are a block; empty for none.
+            reduces: Whether the replies of a block are added up; else they are one batch.
             states: What clients keep, if anything, whose states this actor does not have.
             stored: References to the array records that all messages share, by name.
 
@@ -108,7 +111,8 @@ class ClientActor:
             self._contexts.forget(partition)  # of an earlier visit
         self._contexts.pinned = {partition_of(message) for message in messages} - set(states)
         answers = []
-        for message, answer in zip(messages, self._answers(messages, sizes, shared), strict=True):
+        given = self._answers(messages, sizes, reduces, shared)
+        for message, answer in zip(messages, given, strict=True):
             if answer.state is not None:
                 own[partition_of(message)] = answer.state
             answers.append(answer)
@@ -119,14 +123,31 @@ class ClientActor:
         return answers, dropped
 
     def _answers(
-        self, messages: list[Message], sizes: list[int], shared: dict[str, ArrayRecord]
+        self,
+        messages: list[Message],
+        sizes: list[int],
+        reduces: bool,
+        shared: dict[str, ArrayRecord],
     ) -> Iterator[Answer]:
         """Answer messages one after the other, or so many at once each time."""
         if not sizes:
             yield from (self._answer(message, shared) for message in messages)
-        left = iter(messages)
+        left, answer = iter(messages), self._answer_reduced if reduces else self._answer_together
         for size in sizes:
-            yield from self._answer_together(list(itertools.islice(left, size)), shared)
+            yield from answer(list(itertools.islice(left, size)), shared)
+
+    def _answer_reduced(
+        self, messages: list[Message], shared: dict[str, ArrayRecord]
+    ) -> list[Answer]:
+        answers: list[Answer] = []
+
+        def replies() -> Iterator[Message]:
+            for message in messages:
+                answers.append(self._answer(message, shared))
+                yield answers[-1].reply
+
+        kept = reduced(messages, replies())
+        return [answer._replace(reply=r) for answer, r in zip(answers, kept, strict=True)]
 
     def _answer_together(
         self, messages: list[Message], shared: dict[str, ArrayRecord]
@@ -176,14 +197,16 @@ class RayGrid(SimulatedGrid):
         deadline = None if timeout is None else time.monotonic() + timeout
         shared = _shared_arrays(messages)
         stored = {name: ray.put(record) for name, record in shared.items()}
-        together, batches = self.batched(messages), self._batches(messages)
+        reduces, batches = self.reduces(messages), self._batches(messages)
+        blockwise = reduces or self.batched(messages)
         sent = [_without(message, shared) for message in messages]
         calls = {
             actor: self._call(
                 actor,
                 self._pieces(
                     [sent[position] for block in blocks for position in block],
-                    [len(block) for block in blocks] if together else [],
+                    [len(block) for block in blocks] if blockwise else [],
+                    reduces,
                 ),
                 stored,
             )
@@ -199,7 +222,7 @@ class RayGrid(SimulatedGrid):
     def _batches(self, messages: list[Message]) -> dict[int, list[list[int]]]:
         """Return the positions of the messages that go to each actor, in blocks."""
         count, blocks = len(self._pool.actors), self.blocks(messages)
-        together = self.batched(messages)
+        blockwise = self.batched(messages) or self.reduces(messages)
         seconds = self._seconds.get(messages[0].metadata.message_type, {}) if messages else {}
         clients = [[partition_of(messages[position]) for position in block] for block in blocks]
         known = {
@@ -210,17 +233,17 @@ class RayGrid(SimulatedGrid):
 
         def home(index: int) -> int:
             first = clients[index][0]
-            return self._holder.get(first, (index if together else first) % count)
+            return self._holder.get(first, (index if blockwise else first) % count)
 
         batches: dict[int, list[list[int]]] = {}
         for index, actor in share_out(range(len(blocks)), known, home, count).items():
             batches.setdefault(actor, []).append(blocks[index])
         return batches
 
-    def _pieces(self, batch: list[Message], sizes: list[int]) -> list["_Piece"]:
+    def _pieces(self, batch: list[Message], sizes: list[int], reduces: bool) -> list["_Piece"]:
         """Return what of a batch is one call: all of it, unless every client is watched."""
         if self._client_timeout is None:
-            return [_Piece(batch, sizes)]
+            return [_Piece(batch, sizes, reduces)]
         return [_Piece([message]) for message in batch]
 
     def _call(
@@ -235,9 +258,8 @@ class RayGrid(SimulatedGrid):
             states = {
                 p: self._state(p) for p in clients if not (alone and self._holder.get(p) == actor)
             }
-            called.append(
-                replace(piece, call=handle.remote(piece.batch, piece.sizes, states, dict(stored)))
-            )
+            asked = piece.batch, piece.sizes, piece.reduces, states, dict(stored)
+            called.append(replace(piece, call=handle.remote(*asked)))
         return called
 
     def _state(self, partition: int) -> bytes | None:
@@ -330,21 +352,23 @@ class _Piece:
 
     Attributes:
         batch: The messages.
-        sizes: How many of them are answered as one batch each; empty for none.
+        sizes: How many of them are a block each; empty for none.
+        reduces: Whether the replies of a block are added up; else they are one batch.
         tried: Whether an actor died under them.
         call: The answers to come.
     """
 
     batch: list[Message]
     sizes: list[int] = field(default_factory=list)
+    reduces: bool = False
     tried: bool = False
     call: Any = None
 
     def smaller(self) -> list["_Piece"]:
         """Return what to try where an actor died: all again, then one by one, then nothing."""
         if not self.tried:
-            return [_Piece(self.batch, self.sizes, tried=True)]
-        alone = [1] if self.sizes else []
+            return [replace(self, tried=True)]
+        alone = [1] if self.sizes and not self.reduces else []
         singles = [_Piece([message], alone, tried=True) for message in self.batch]
         return singles if len(singles) > 1 else []
 

@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import torch
 from family import Family
 from measuring import slope
+from torch_geometric.data import Data
 
 from federation.experiment import Experiment, Scalar
 from graphcl.datasets import load, save_npz
@@ -122,11 +123,8 @@ def _copies_of_cora(nodes: int, folder: Path) -> Path:
     copies, size = -(-nodes // cora.num_nodes), cora.num_nodes
     path = folder / f"cora-{copies}.npz"
     if not path.exists():
-        shifted = [cora.edge_index + copy * size for copy in range(copies)]
-        many = cora.clone()
-        many.x, many.y = cora.x.repeat(copies, 1), cora.y.repeat(copies)
-        many.edge_index = torch.cat(shifted, dim=1)
-        save_npz(many, path)
+        edges = torch.cat([cora.edge_index + copy * size for copy in range(copies)], dim=1)
+        save_npz(Data(cora.x.repeat(copies, 1), edges, y=cora.y.repeat(copies)), path)
     return path
 
 

@@ -78,6 +78,16 @@ ASYNCHRONOUS = {
     "asynchrony.concurrency": 3,
 }
 MASKED = {**UNLIKE, "privacy.masking": True}
+LARGE = {  # a cohort of blocks that share a sum
+    **ALIKE,
+    "data.csbm.nodes": 640,
+    "partition.clients": 70,
+    "partition.min_nodes": 4,
+    "run.rounds": 2,
+    "run.evaluate_every": 2,
+    "strategy.fraction": 0.6,
+    "train.epochs": 1,
+}
 BATCHED = {
     "model.encoders": "mlp",
     "model.dropout": 0.0,
@@ -127,6 +137,7 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RayCarrier]:
         pytest.param(MASKED, id="masked"),
         pytest.param(ASYNCHRONOUS, id="asynchronous"),
         pytest.param(BATCHED, id="batched"),
+        pytest.param(LARGE, id="large"),
         pytest.param({**IMAGES, "strategy.name": "feddbp"}, id="images"),
         pytest.param({**SERIES, "strategy.name": "scfsgl"}, id="series-scfsgl"),
         pytest.param({**SERIES, "strategy.name": "fedper"}, id="series-fedper"),
@@ -208,10 +219,11 @@ class KillingGrid(RayGrid):
         return super().deliver(messages, timeout)
 
 
-def test_a_killed_actor_is_replaced_and_the_digest_stays(tiny, carrier) -> None:
-    # Masked, since nodes then keep most: models and moments, their own uploads, and their keys.
-    expected = run_locally(tiny(MASKED, folder="local"))
-    experiment = tiny(MASKED, folder="killed")
+# Masked, since nodes then keep most: models and moments, their own uploads, and their keys.
+@pytest.mark.parametrize("keys", [MASKED, {**LARGE, "run.evaluate_every": 1}])
+def test_a_killed_actor_is_replaced_and_the_digest_stays(tiny, carrier, keys) -> None:
+    expected = run_locally(tiny(keys, folder="local"))
+    experiment = tiny(keys, folder="killed")
     KillingGrid(experiment, carrier._pool).serve()
     assert figures(experiment)["digest"] == expected
     assert figures(experiment)["failed_updates"] == 0
