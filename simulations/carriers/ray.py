@@ -4,7 +4,8 @@ What the clients' data are divided into is made by the driver, and lies in the o
 per machine, where its actors read it without a copy.
 
 A client goes to the actor that had it last, unless others would then be done earlier, all messages
-of a round to an actor in one call. Arrays that several messages share go to the object store once.
+of a round to an actor in one call. Arrays that several messages share go to the object store once,
+and replies of a large cohort are added up in the actor where the server needs but their mean.
 The driver has of every client what it keeps, in memory until it is stored and on disk from then on,
 and sends it along where the actor does not have it. An actor that dies is replaced and its batch is
 sent again, first as a whole, then message by message, so that a client which kills its process
