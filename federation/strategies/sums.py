@@ -6,7 +6,7 @@ the bit whoever adds a block up, the server or a process that served it
 (:mod:`simulations.carriers.reduction`), and the server holds no more than one sum of each block.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class _MeanOfSums:
     def __init__(self, facts: Facts, **options: Any):
         super().__init__(**options)
         self._facts = facts
-        self._block: Mapping[int, int] = {}
+        self._size, self._block = 1, dict[int, int]()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

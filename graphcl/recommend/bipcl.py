@@ -14,6 +14,7 @@ prototypes is 1. Left out: BIGCF's contrast of a sequence with its target, which
 catalogue has already.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -113,6 +114,11 @@ class BIPCL(Recommender):
 
     def states(self, batch: Sequences, last: bool = False) -> Tensor:
         return self._states(batch, self.structural_vectors(), last)
+
+    def scorer(self) -> Callable[[Sequences], Tensor]:
+        structural = self.structural_vectors()  # once for all blocks of a ranking
+        items = self._with_intents(structural, None)
+        return lambda batch: self._states(batch, structural, last=True)[:, 0] @ items.T
 
     def _states(self, batch: Sequences, structural: Tensor, last: bool = False) -> Tensor:
         ids, place = batch.item.unique(return_inverse=True)
