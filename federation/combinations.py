@@ -179,10 +179,10 @@ def _check_encoders(experiment: "Experiment", what: str, known: Collection[str])
 
 def _possible_images(experiment: "Experiment") -> None:
     source, scheme = experiment.data.source, experiment.partition.scheme
-    if scheme not in LABEL_SKEWS:
+    if scheme not in (*LABEL_SKEWS, "natural"):
         raise ValueError(
             f"partition.scheme: '{scheme}' divides no images; choose one of "
-            f"{', '.join(LABEL_SKEWS)}"
+            f"{', '.join(LABEL_SKEWS)}, or natural for a source per client"
         )
     foreign = [path for path in experiment.data.paths if path == "csbm" or path.startswith("pyg:")]
     if foreign:
@@ -190,10 +190,16 @@ def _possible_images(experiment: "Experiment") -> None:
             f"data.source: '{foreign[0]}' holds no images; use 'digits', or the paths of .npz "
             "files or of folders"
         )
-    if len(experiment.data.paths) > experiment.partition.clients:
+    sources, clients = len(experiment.data.paths), experiment.partition.clients
+    if scheme == "natural" and sources != clients:
         raise ValueError(
-            f"partition.clients: {experiment.partition.clients} clients are fewer than the "
-            f"{len(experiment.data.paths)} sources of data.source = '{source}'; each needs one"
+            f"partition.clients is {clients}, but data.source lists {sources} sources of images, "
+            f"one per client: set it to {sources}"
+        )
+    if sources > clients:
+        raise ValueError(
+            f"partition.clients: {clients} clients are fewer than the {sources} sources of "
+            f"data.source = '{source}'; each needs one"
         )
 
 

@@ -107,8 +107,9 @@ class Partition(Table):
     scheme: Literal["dirichlet", "practical", "pathological", "louvain", "natural", "users"] = key(
         "dirichlet",
         "by skewed classes, by them until a client has its even share, by few classes each, by "
-        "graph communities, as the data come: a graph, a district, a series or a platform each, or "
-        "users dealt out evenly, one each where there are as many clients",
+        "graph communities, as the data come: a graph, a district, a series, a platform or a "
+        "source of images each, or users dealt out evenly, one each where there are as many "
+        "clients",
     )
     clients: int = key(10, "number of clients", ge=1)
     alpha: float = key(0.3, "dirichlet, practical: the smaller, the more skewed", gt=0)

@@ -39,8 +39,8 @@ def load_model(folder: str | Path, series: Any = None) -> Any:
         series: For a forecaster: the series whose graph it is asked on.
 
     Returns:
-        A classifier of nodes (``predict``), a label-free method (``embed``), a model of outages
-        (``predict``), a forecaster (``predict``) or a recommender (``rank``).
+        A classifier of nodes or of images (``predict``), a label-free method (``embed``), a model
+        of outages (``predict``), a forecaster (``predict``) or a recommender (``rank``).
 
     Raises:
         GraphCLError: If there is none, or a forecaster is given no series.
@@ -62,10 +62,12 @@ def load_model(folder: str | Path, series: Any = None) -> Any:
 def kinds() -> dict[str, Any]:
     """Return the classes of models that can be stored, by name."""
     # Imported here: who loads a model of one room need not wait for the others at other times.
+    from graphcl.images import ImageClassifier
     from graphcl.nodes import ASPECT, ASPECTS, GRACE, NodeClassifier
     from graphcl.outages import SAHGNN
     from graphcl.recommend import RECOMMENDERS
     from graphcl.spatiotemporal import SCFSGL
 
-    known = (NodeClassifier, ASPECT, ASPECTS, GRACE, SAHGNN, SCFSGL, *RECOMMENDERS.values())
+    methods: tuple[type, ...] = (ASPECT, ASPECTS, GRACE, SAHGNN, SCFSGL, *RECOMMENDERS.values())
+    known = (NodeClassifier, ImageClassifier, *methods)
     return {kind.__name__: kind for kind in known}

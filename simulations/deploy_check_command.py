@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # What people call a task, and the keys with which it is checked where no file says others.
 _SHORT: "dict[str, dict[str, Scalar]]" = {
     "classify": {"strategy.name": "feddbp"},
+    "images": {"strategy.name": "feddbp", "model.encoders": "cnn", "model.hidden_channels": 16},
     "outages": {"strategy.name": "fedavg", "data.source": "storms"},
     "forecast": {"strategy.name": "scfsgl", "data.source": "confounded"},
     "recommend": {"strategy.name": "fedavg", "data.source": "interactions.npz"},
@@ -122,7 +123,8 @@ def _as_json(
 
 
 def _print(experiment: "Experiment", place: str, found: "Rehearsal") -> None:
-    facts = ", ".join(f"{value} {name}" for name, value in found.facts.items())
+    counts = {name: n for name, n in found.facts.items() if not name.endswith("-names")}
+    facts = ", ".join(f"{value} {name}" for name, value in counts.items())
     terminal.say(
         f"[bold]{escape(place)}[/bold] fits task.name = '{experiment.task.name}': {facts}.\n"
         f"All that would leave this site under strategy.name = '{experiment.strategy.name}':"

@@ -200,6 +200,7 @@ def _ranking(exchange: Exchange, client: int) -> nn.Module:
 
 _RELEASES: dict[str, Callable[[Exchange, int], nn.Module]] = {
     "classify": _classifier,
+    "images": _classifier,
     "pretrain": _method,
     "outages": _outages,
     "forecast": _forecaster,

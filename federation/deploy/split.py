@@ -12,11 +12,12 @@ from torch_geometric.data import Data
 from federation.deploy.files import make_private_folder, write
 from federation.deploy.sites import Deployment, ServerTable, SiteTable
 from federation.experiment import Experiment, Scalar
-from federation.learners import Platforms, Sites, Territories, clients_of
+from federation.learners import Albums, Platforms, Sites, Territories, clients_of
 from federation.learners.graphs import ClientGraphs
 from federation.learners.platforms import Platform
 from graphcl.datasets import (
     Interactions,
+    save_images,
     save_interactions,
     save_npz,
     save_outage_events,
@@ -94,10 +95,8 @@ def _held(experiment: Experiment) -> Iterator[tuple[str, str, Save]]:
         for platform in clients.platforms:
             yield platform.name, "interactions.npz", partial(save_interactions, _rejoined(platform))
     else:
-        raise ConfigError(
-            f"task.name: '{experiment.task.name}' has no format in which a site brings its own "
-            "data; choose classify, pretrain, outages, forecast or recommend"
-        )
+        for album in clients.albums:
+            yield "site", "images.npz", partial(save_images, album.images.of(album.rows))
 
 
 def _bare(graph: Data) -> Data:
@@ -121,7 +120,7 @@ def _rejoined(platform: Platform) -> Interactions:
 def _told(experiment: Experiment) -> dict[str, Scalar]:
     """Return the keys that say what a site cannot know from its own data, or that are done with."""
     clients = clients_of(experiment)
-    if isinstance(clients, ClientGraphs):
+    if isinstance(clients, ClientGraphs | Albums):
         return {"data.num_classes": clients.num_classes}
     if isinstance(clients, Territories):
         return {"data.outages.columns": "", "data.outages.units": ""}

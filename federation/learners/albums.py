@@ -1,6 +1,7 @@
 """From an experiment to the images of every client."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -8,13 +9,20 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from federation.data_tables import DataTable
+from federation.data_tables import DataTable, OwnData
 from federation.experiment import Experiment
 from federation.learners.graphs import by_classes
 from federation.learners.kept import Kept
 from federation.partition import PartitionReport, partition_report
 from federation.tables import Partition
-from graphcl.datasets import ImageSet, join_images, load_images, split_nodes
+from graphcl.datasets import (
+    ImageSet,
+    join_images,
+    load_images,
+    locate,
+    only_file,
+    split_nodes,
+)
 from graphcl.errors import ConfigError
 from graphcl.training import derive_seed
 
@@ -24,10 +32,12 @@ class Album:
     """What one client learns from.
 
     Attributes:
-        rows: Its images among those of all clients, int64 ``[n]``.
+        images: All images of this process, in one place for all its clients.
+        rows: The client's own among them, int64 ``[n]``.
         masks: Those to train on, to validate on and to test on, bool ``[n]`` each.
     """
 
+    images: ImageSet
     rows: Tensor
     masks: dict[str, Tensor]
 
@@ -69,7 +79,12 @@ def album_of(experiment: Experiment, client: int) -> Album:
     """Return what one client learns from: its own images, or under ``pooled`` those of all.
 
     All clients' training images train then; the client's own validate and test.
+
+    Raises:
+        ConfigError, DataError, PartitionError: See :func:`albums`.
     """
+    if isinstance(experiment.data, OwnData):
+        return _own_album(experiment.data, experiment.run.seed, client)
     found = albums(experiment)
     own = found.albums[client]
     if experiment.strategy.name != "pooled":
@@ -80,41 +95,68 @@ def album_of(experiment: Experiment, client: int) -> Album:
         split: torch.cat([torch.full((len(train),), split == "train"), mask[~own.masks["train"]]])
         for split, mask in own.masks.items()
     }
-    return Album(torch.cat([train, held]), masks)
+    return Album(found.whole, torch.cat([train, held]), masks)
+
+
+@lru_cache(maxsize=2)
+def _own_album(data: OwnData, seed: int, client: int) -> Album:
+    """Return the images of a node that has nobody else's."""
+    place = locate(data.own, data.root or None)
+    if place.is_dir() and any(place.glob("*.npz")):
+        place = only_file(place, ".npz")  # another folder is a data set as it unpacks
+    images = _load(data, str(place))
+    _check_classes(data, images)
+    return _split(images, torch.arange(len(images)), data, seed, client)
 
 
 @Kept
 def kept_albums(data: DataTable, partition: Partition, seed: int) -> Albums:
     """Load and divide, see :func:`albums`."""
-    sources = [
-        load_images(path, size=data.images.size or None, root=data.root or None)
-        for path in data.paths
-    ]
+    sources = [_load(data, path) for path in data.paths]
     whole = join_images(sources, data.source)
-    if data.num_classes not in (0, whole.num_classes):
-        raise ConfigError(
-            f"data.num_classes: {data.num_classes} was promised, but {data.source} holds "
-            f"{whole.num_classes} classes; correct the key or leave it at 0"
-        )
+    _check_classes(data, whole)
     parts = _divide(sources, partition, seed)
     report = partition_report(
         Data(y=whole.y, edge_index=torch.empty(2, 0, dtype=torch.long)), parts
     )
-    found = []
-    for client, part in enumerate(parts):
-        rows = torch.from_numpy(part)
-        masks = split_nodes(
-            whole.y[rows],
-            data.train_ratio,
-            data.val_ratio,
-            seed=derive_seed(seed, "split", client),
-        )
-        found.append(Album(rows, dict(zip(("train", "val", "test"), masks, strict=True))))
+    found = [
+        _split(whole, torch.from_numpy(part), data, seed, client)
+        for client, part in enumerate(parts)
+    ]
     return Albums(whole, found, report)
 
 
+def _load(data: DataTable, path: str) -> ImageSet:
+    return load_images(path, size=data.images.size or None, root=data.root or None)
+
+
+def _check_classes(data: DataTable, images: ImageSet) -> None:
+    if data.num_classes not in (0, images.num_classes):
+        raise ConfigError(
+            f"data.num_classes: {data.num_classes} was promised, but {images.name} holds "
+            f"{images.num_classes} classes; correct the key or leave it at 0, or let the array "
+            "'classes' name all of them"
+        )
+
+
+def _split(images: ImageSet, rows: Tensor, data: DataTable, seed: int, client: int) -> Album:
+    masks = split_nodes(
+        images.y[rows],
+        data.train_ratio,
+        data.val_ratio,
+        seed=derive_seed(seed, "split", client),
+    )
+    return Album(images, rows, dict(zip(("train", "val", "test"), masks, strict=True)))
+
+
 def _divide(sources: list[ImageSet], partition: Partition, seed: int) -> list[np.ndarray]:
-    """Return the images of every client: clients in a row share a source, as evenly as can be."""
+    """Return the images of every client: clients in a row share a source, as evenly as can be.
+
+    As the data come, each client has a source of its own.
+    """
+    if partition.scheme == "natural":
+        ends = np.cumsum([len(source) for source in sources])
+        return np.split(np.arange(ends[-1]), ends[:-1])
     parts, first = [], 0
     turns = np.array_split(np.arange(partition.clients), len(sources))
     for number, (source, clients) in enumerate(zip(sources, turns, strict=True)):

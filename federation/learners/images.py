@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
-from federation.learners.albums import album_of, albums
+from federation.learners.albums import album_of
 from federation.learners.base import (
     Forward,
     Penalty,
@@ -64,8 +65,8 @@ class ImageLearner(ClassificationLearner):
     ):
         self.config = experiment
         self.device = select_device(experiment.simulation.gpus_per_client)
-        self.images, album = albums(experiment).whole, album_of(experiment, partition)
-        self.num_classes = self.images.num_classes
+        album = album_of(experiment, partition)
+        self.images, self.num_classes = album.images, album.images.num_classes
         self.embedding_channels = experiment.model.embedding_channels
         self.rows = {split: album.rows[mask] for split, mask in album.masks.items()}
 
@@ -83,6 +84,7 @@ class ImageLearner(ClassificationLearner):
             "num-examples": len(self.rows["train"]),
             "in-channels": self.images.x.size(1),
             "num-classes": self.num_classes,
+            "class-names": crc32("\n".join(self.images.class_names).encode()),
         }
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -44,8 +44,7 @@ from federation.strategies.prototypes import (
 )
 from federation.tables import FedDBPTable
 from graphcl.contrast import prototype_contrast
-from graphcl.contrast.dual_branch import DualBranchProjector, split_branches
-from graphcl.nodes import NearestPrototype
+from graphcl.prototypes import DualBranchProjector, NearestPrototype, split_branches
 from graphcl.training import torch_rng
 
 

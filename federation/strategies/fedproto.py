@@ -27,7 +27,7 @@ from federation.strategies.prototypes import (
     weighted_prototypes,
 )
 from federation.tables import FedDBPTable, FedProtoTable, FedTGPTable
-from graphcl.nodes import NearestPrototype
+from graphcl.prototypes import NearestPrototype
 
 
 def alignment(embedding: Tensor, y: Tensor, table: PrototypeTable, owners: Owners) -> Tensor:

@@ -66,6 +66,10 @@ class ImageSet:
         """Number of classes, C."""
         return len(self.class_names)
 
+    def of(self, rows: Tensor) -> Self:
+        """Return some of the images, in the order of ``rows``; all classes keep their names."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
     def pixels(self, rows: Tensor) -> Tensor:
         """Return some images as a network reads them, float32 ``[n, C, H, W]`` from -1 to 1."""
         return self.x[rows].float() / 127.5 - 1

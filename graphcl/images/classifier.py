@@ -1,46 +1,49 @@
-"""A classifier of images in three parts: encoder, optional projector, linear head."""
+"""A classifier of images."""
 
-from typing import NamedTuple
+from typing import ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
+from graphcl.datasets import ImageSet
+from graphcl.errors import GraphCLError
 from graphcl.images.encoders import ImageEncoder
+from graphcl.prototypes import Classifier, ClassifierOutput
+
+_BLOCK = 256  # images that are read at once
 
 
-class ImageOutput(NamedTuple):
-    """What a classifier says about each image."""
-
-    embedding: Tensor  # [B, embedding_channels], what prototypes are made of
-    logits: Tensor  # [B, num_classes]
-
-
-class ImageClassifier(nn.Module):
-    """Encoder, projector and linear head; the head reads the projected embedding.
-
-    Args:
-        encoder: Embeds the images.
-        embedding_channels: Width of the (projected) embedding.
-        num_classes: Number of classes.
-        projector: Maps an embedding to one of the same width; the identity by default.
+class ImageClassifier(Classifier):
+    """Classifies images, see :class:`~graphcl.prototypes.Classifier`.
 
     Shapes:
         - **x**: ``[B, in_channels, H, W]``, from -1 to 1
         - **output**: ``embedding [B, embedding_channels]``, ``logits [B, num_classes]``
     """
 
-    def __init__(
-        self,
-        encoder: ImageEncoder,
-        embedding_channels: int,
-        num_classes: int,
-        projector: nn.Module | None = None,
-    ):
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(embedding_channels, num_classes)
-        self.projector = nn.Identity() if projector is None else projector
+    encoder_class: ClassVar[type[ImageEncoder]] = ImageEncoder
+    encoder: ImageEncoder
 
-    def forward(self, x: Tensor) -> ImageOutput:
+    def forward(self, x: Tensor) -> ClassifierOutput:
         """Embed and classify every image."""
-        embedding = self.projector(self.encoder(x))
-        return ImageOutput(embedding, self.head(embedding))
+        return self.classified(self.encoder(x))
+
+    @torch.no_grad()
+    def predict(self, images: ImageSet) -> Tensor:
+        """Return the class of every image, int64 ``[N]``; the classes they come with are not read.
+
+        By the nearest of :attr:`prototypes` where there are some, else by the head. The network
+        reads any size, but knows the one that it was trained on.
+
+        Raises:
+            GraphCLError: The images are grey and those of training coloured, or the other way.
+        """
+        channels = self.encoder.arguments["in_channels"]
+        if images.x.size(1) != channels:
+            raise GraphCLError(
+                f"{type(self).__name__} was trained on images of {channels} channels, these have "
+                f"{images.x.size(1)}"
+            )
+        self.eval()
+        blocks = torch.arange(len(images)).split(_BLOCK)
+        return torch.cat([self.decide(self(images.pixels(rows))) for rows in blocks])

@@ -108,6 +108,12 @@ class ImageEncoder(nn.Module):
         super().__init__()
         if kind not in IMAGE_ENCODERS:
             raise GraphCLError(f"kind is '{kind}', must be one of {', '.join(IMAGE_ENCODERS)}")
+        self.arguments = {
+            "kind": kind,
+            "in_channels": in_channels,
+            "hidden_channels": hidden_channels,
+            "out_channels": out_channels,
+        }
         self.network = IMAGE_ENCODERS[kind](in_channels, hidden_channels)
         self.pool = nn.AdaptiveAvgPool1d(out_channels)
 

@@ -7,7 +7,6 @@ from graphcl.nodes.classifier import NodeClassifier
 from graphcl.nodes.encoders import ENCODERS, NodeEncoder
 from graphcl.nodes.grace import GRACE, GRACEConfig
 from graphcl.nodes.method import NodeMethod
-from graphcl.nodes.nearest import NearestPrototype, nearest
 from graphcl.nodes.policy import (
     SpectralPolicy,
     channel_sensitivity,
@@ -27,7 +26,6 @@ __all__ = [
     "ASPECTSConfig",
     "BGRLConfig",
     "GRACEConfig",
-    "NearestPrototype",
     "NodeClassifier",
     "NodeEncoder",
     "NodeMethod",
@@ -37,7 +35,6 @@ __all__ = [
     "channel_sensitivity",
     "evidence_target",
     "linear_probe",
-    "nearest",
     "policy_divergence",
     "reliability_target",
 ]

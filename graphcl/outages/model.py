@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from graphcl.contrast.dual_branch import projector_header, projector_of
 from graphcl.datasets import OutageEvents
 from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.outages.graphs import RowMean, gaussian_knn, nearest_neighbors
 from graphcl.outages.scaling import Standardization
+from graphcl.prototypes.dual_branch import projector_header, projector_of
 from graphcl.training import (
     clip_gradients,
     fit,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphcl.contrast.dual_branch import projector_header, projector_of
 from graphcl.datasets import Scaler, SpatioTemporalSeries, Windows
 from graphcl.errors import DataError, GraphCLError, check_fields
+from graphcl.prototypes.dual_branch import projector_header, projector_of
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, SampleBatches, in_order

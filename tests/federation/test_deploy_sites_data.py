@@ -1,6 +1,7 @@
 """A node that has its own data alone computes what it computes where all data are in one place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from federation.learners.graphs import graph_of
 from federation.learners.platforms import platform_of
 from federation.learners.sites import splits_of
 from graphcl.datasets import (
+    load_images,
     load_npz,
     load_outage_events,
+    save_images,
     save_outage_events,
     simulate_storms,
 )
@@ -29,6 +32,17 @@ OUTAGES = {
     "data.outages.events": 9,
     "data.outages.districts": 3,
     "partition.scheme": "natural",
+}
+
+IMAGES = {
+    "task.name": "images",
+    "data.source": "digits",
+    "data.images.size": 6,
+    "partition.classes": 4,
+    "partition.scheme": "pathological",
+    "model.encoders": "cnn",
+    "model.hidden_channels": 1,
+    "images.batch_size": 64,
 }
 
 
@@ -118,6 +132,13 @@ def test_interactions(shops, tmp_path, new_process):
     compared(shops("feddbp", **{"data.interactions.catalogue": 0.9}), tmp_path, new_process)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "encoders"), [("fedavg", "mobilenet"), ("feddbp", "cnn, resnet4, googlenet")]
+)
+def test_images(tiny, tmp_path, new_process, strategy, encoders):
+    compared(tiny(strategy, **{**IMAGES, "model.encoders": encoders}), tmp_path, new_process)
+
+
 def test_masked_prototypes(tiny, tmp_path, new_process):
     compared(tiny("fedproto", **{"privacy.masking": True}), tmp_path, new_process)
 
@@ -151,18 +172,29 @@ def test_a_split_of_storms_keeps_each_districts_figures(outages, tmp_path):
         assert one.events.location == other.events.location
 
 
-def test_a_split_needs_a_folder_of_its_own_and_a_task_that_sites_have(tiny, tmp_path):
+def test_a_split_of_images_is_what_the_clients_hold(tiny, tmp_path):
+    """With the names of all classes, of which a client has four here."""
+    experiment = tiny(**IMAGES)
+    natural, data = as_sites(experiment, tmp_path / "sites")
+    assert natural.data.num_classes == 10
+    albums = clients_of(experiment).albums
+    for one, other, place in zip(albums, clients_of(natural).albums, data, strict=True):
+        [file] = Path(place).iterdir()
+        stored = load_images(file)
+        assert torch.equal(stored.x, one.images.x[one.rows])
+        assert torch.equal(stored.y, one.images.y[one.rows])
+        assert len(stored.y.unique()) == 4
+        assert stored.class_names == tuple("0123456789")
+        assert torch.equal(other.images.y[other.rows], stored.y)
+        for split_name, mask in one.masks.items():
+            assert torch.equal(other.masks[split_name], mask)
+
+
+def test_a_split_needs_a_folder_of_its_own(tiny, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine.txt").touch()
     with pytest.raises(ConfigError, match="there is something already"):
         split(tiny(), tmp_path / "there")
-    images = tiny(
-        "fedavg",
-        **{"task.name": "images", "data.source": "digits"},
-        **{"model.encoders": "cnn", "partition.scheme": "dirichlet"},
-    )
-    with pytest.raises(ConfigError, match=r"task\.name: 'images' has no format in which a site"):
-        split(images, tmp_path / "new")
 
 
 # What a node refuses.
@@ -237,6 +269,23 @@ def test_shops_are_told_the_categories_of_the_others(shops, tmp_path):
     assert f"{key}: this node has its own data alone" in why
     why = answered(experiment.override({key: ", ".join(names[1:])}), place)
     assert f"has the category '{names[0]}', which {key} does not list" in why
+
+
+def test_images_are_of_the_same_classes_everywhere(tiny, tmp_path):
+    """Prototypes are of classes, so that weights need not cross for their order to matter."""
+    experiment, data = as_sites(tiny("fedproto", **IMAGES), tmp_path / "sites")
+    why = answered(experiment.override({"data.num_classes": 3}), data[0])
+    assert "3 was promised, but" in why
+    assert "images.npz holds 10 classes; correct the key or leave it at 0, or let" in why
+    [file] = Path(data[0]).iterdir()
+    images = load_images(file)
+    turned = tuple(reversed(images.class_names))
+    save_images(replace(images, class_names=turned), file)
+    other = experiment.override({"data.num_classes": 0, "run.directory": str(tmp_path / "other")})
+    with pytest.raises(FederationError, match="the clients differ in class-names"):
+        EdgeGrid(other, data).serve()
+    with pytest.raises(DataError, match=r"the classes are 0, 1, 2, .* but those of"):
+        clients_of(other)
 
 
 # Several sources, one of each client, in a simulation.

@@ -15,8 +15,8 @@ from federation.strategies.feddbp import FedDBPExchange, similar_rows
 from federation.strategies.fedproto import FedProtoExchange
 from federation.strategies.fisher import channel_fisher, fit_server_head, scale_rows, server_head
 from federation.strategies.prototypes import PrototypeTable, Upload
-from graphcl.contrast.dual_branch import DualBranchProjector, split_branches
 from graphcl.errors import ConfigError, ReplyError
+from graphcl.prototypes import DualBranchProjector, split_branches
 
 CLASSES, WIDTH = 4, 10  # a byte holds eight of the ten channels
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)

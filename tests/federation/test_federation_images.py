@@ -9,10 +9,10 @@ from federation.learners import images as learner_module
 from federation.learners.albums import album_of, albums
 from federation.learners.images import Shuffled
 from federation.records import to_tensors
-from federation.strategies.feddbp import DualBranchProjector
 from graphcl.datasets import ImageSet, load_images, save_images
 from graphcl.errors import ConfigError, DataError, PartitionError
 from graphcl.images import IMAGE_ENCODERS
+from graphcl.prototypes import DualBranchProjector
 from graphcl.training import seed_everything
 from simulations.carriers.local import LocalGrid
 
@@ -95,6 +95,22 @@ def test_sources_are_domains_with_clients_of_their_own(images, tmp_path, clients
         albums(images(**keys | {"run.seed": 1}))
 
 
+def test_as_they_come_each_source_is_a_client(images, tmp_path):
+    sets = some_digits(90, "small"), some_digits(120, "large")
+    for one in sets:
+        save_images(one, tmp_path / f"{one.name}.npz")
+    keys = {
+        "data.source": f"{tmp_path}/small.npz, {tmp_path}/large.npz",
+        "partition.scheme": "natural",
+        "partition.clients": 2,
+    }
+    found = albums(images(**keys))
+    for album, source in zip(found.albums, sets, strict=True):
+        assert album.images.x[album.rows].equal(source.x)
+        assert album.images.y[album.rows].equal(source.y)
+    assert [share.nodes for share in found.report.clients] == [90, 120]
+
+
 def test_promises_are_checked_against_the_images(images):
     with pytest.raises(ConfigError, match=r"data\.num_classes: 7 was promised.*holds 10 classes"):
         albums(images(**{"data.num_classes": 7}))
@@ -111,7 +127,7 @@ def test_promises_are_checked_against_the_images(images):
         ({"model.encoders": "vit"}, "model.encoders: unknown encoder 'vit' (known: gcn"),
         ({"task.name": "classify"}, "model.encoders: 'cnn' embeds no nodes, as task.name = 'cl"),
         ({"partition.scheme": "louvain"}, "partition.scheme: 'louvain' divides no images; choose"),
-        ({"partition.scheme": "natural"}, "partition.scheme: 'natural' divides no images"),
+        ({"partition.scheme": "natural"}, "partition.clients is 3, but data.source lists 1 sour"),
         ({"partition.scheme": "users"}, "partition.scheme: 'users' deals out the users of"),
         ({"data.source": "csbm"}, "data.source: 'csbm' holds no images; use 'digits'"),
         ({"data.source": "a.npz, pyg:Planetoid/Cora"}, "data.source: 'pyg:Planetoid/Cora' holds"),

@@ -20,7 +20,7 @@ from federation.strategies.prototypes import (
     weighted_prototypes,
 )
 from graphcl.errors import ReplyError
-from graphcl.nodes import nearest
+from graphcl.prototypes import nearest
 
 CLASSES, WIDTH = 4, 3
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)

@@ -19,6 +19,13 @@ from simulations.rehearsal import rehearse
 TASKS = {
     "classify": {},
     "pretrain": {"task.name": "pretrain"},
+    "images": {
+        "task.name": "images",
+        "data.source": "digits",
+        "model.encoders": "cnn",
+        "model.hidden_channels": 1,
+        "images.batch_size": 64,
+    },
     "outages": {
         "task.name": "outages",
         "data.source": "storms",
@@ -79,6 +86,8 @@ def rows(found) -> dict[str, tuple]:
         ("classify", "krum"),
         ("classify", "local"),
         ("pretrain", "feddbp"),
+        ("images", "feddbp"),
+        ("images", "fedavg"),
         ("outages", "fedavg"),
         ("outages", "fedper"),
         ("forecast", "scfsgl"),

@@ -58,6 +58,14 @@ SHOPS = {
     "recommend.length": 6,
 }
 
+IMAGES = {
+    "task.name": "images",
+    "data.source": "digits",
+    "model.encoders": "cnn, resnet4",
+    "model.hidden_channels": 1,
+    "images.batch_size": 64,
+}
+
 
 @pytest.fixture
 def ran(tiny):
@@ -122,6 +130,16 @@ def test_a_run_of_sites_exports_one_site_from_its_own_data(ran, tiny, tmp_path):
     [own] = export_run(directory, tmp_path / "own", partition=0, data=place)
     graph = clients_of(experiment).graphs[0]
     assert torch.equal(load_model(own).predict(graph), load_model(all_of).predict(graph))
+
+
+@pytest.mark.parametrize("strategy", ["feddbp", "fedproto", "local"])
+def test_images_are_classified_as_the_client_was_scored(ran, tmp_path, strategy):
+    experiment, directory = ran(**IMAGES, **{"strategy.name": strategy})
+    for partition, folder in enumerate(export_run(directory, tmp_path / "models")):
+        album = clients_of(experiment).albums[partition]
+        test = album.images.of(album.rows[album.masks["test"]])
+        told = scores(directory, partition)["accuracy"]
+        assert accuracy(load_model(folder).predict(test), test.y) == told
 
 
 def test_a_label_free_method_embeds_as_its_client_did(ran, tmp_path):
@@ -299,6 +317,16 @@ def test_a_site_exports_the_model_that_it_was_last_evaluated_with(deployed, tmp_
         told = scores(tmp_path / "run", partition)["accuracy"]
         assert accuracy(found, graph.y[graph.test_mask]) == told
         assert json.loads((folder / "model.json").read_text())["round"] == 2
+
+
+def test_a_site_exports_its_classifier_of_images(deployed, tmp_path):
+    experiment, bundles = deployed(**IMAGES, **{"strategy.name": "feddbp"})
+    for partition, bundle in enumerate(bundles):
+        album = clients_of(experiment).albums[partition]
+        test = album.images.of(album.rows[album.masks["test"]])
+        model = load_model(export_site(bundle, tmp_path / "models"))
+        told = scores(tmp_path / "run", partition)["accuracy"]
+        assert accuracy(model.predict(test), test.y) == told
 
 
 def test_a_site_exports_its_forecaster(deployed, tmp_path):

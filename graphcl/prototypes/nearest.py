@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from graphcl.contrast.dual_branch import split_branches
+from graphcl.prototypes.dual_branch import split_branches
 
 
 class NearestPrototype(nn.Module):
@@ -18,7 +18,7 @@ class NearestPrototype(nn.Module):
         known: Which classes have one, bool ``[C]``.
         fidelity: Weight of the mean squared difference.
         temperature: What the cosine is divided by; 0 = distance alone.
-        fuse: How a :class:`~graphcl.contrast.dual_branch.DualBranchProjector` joined its branches:
+        fuse: How a :class:`~graphcl.prototypes.DualBranchProjector` joined its branches:
             with ``concat`` the difference is of the first half and the cosine of the second.
 
     Shapes:
