@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from simulations.recommendations import (
 )
 
 OnEpoch = Callable[[int, dict[str, float]], None]
+_LOOK = 0.5  # seconds between looks at what other processes tell of their epochs
 
 
 class Pair(NamedTuple):
@@ -169,7 +170,7 @@ class Evaluation:
 
         Args:
             jobs: Processes that share the work; with 1 it is done here.
-            on_epoch: Called after every epoch, if it is done here.
+            on_epoch: Called after every epoch, of other processes within half a second.
 
         Raises:
             GraphCLError: A process died.
@@ -186,7 +187,7 @@ class Evaluation:
         self, jobs: int, on_epoch: Callable[[Pair, int, dict[str, float]], None]
     ) -> Iterator[tuple[Pair, Measured | GraphCLError]]:
         if jobs > 1 and self.missing:
-            yield from _in_processes(self.experiment, self.missing, jobs)
+            yield from _in_processes(self.experiment, self.missing, jobs, on_epoch)
             return
         for pair in self.missing:
             yield pair, self._here(pair, partial(on_epoch, pair))
@@ -272,7 +273,10 @@ def fingerprint(split: InteractionSplit, model: Recommender) -> str:
 
 
 def _in_processes(
-    experiment: RecommendExperiment, pairs: Sequence[Pair], jobs: int
+    experiment: RecommendExperiment,
+    pairs: Sequence[Pair],
+    jobs: int,
+    on_epoch: Callable[[Pair, int, dict[str, float]], None],
 ) -> Iterator[tuple[Pair, Measured | GraphCLError]]:
     # Never forked from here: after torch has computed, a fork can hang.  On Linux a server that has
     # computed nothing imports torch once and forks; elsewhere each process imports it.
@@ -280,11 +284,16 @@ def _in_processes(
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([__name__])
     others, nested = multiprocessing.active_children(), experiment.model_dump()
-    with ProcessPoolExecutor(min(jobs, len(pairs)), context, _begin_process) as pool:
+    told = context.SimpleQueue()
+    with ProcessPoolExecutor(min(jobs, len(pairs)), context, _begin_process, (told,)) as pool:
         asked = {pool.submit(_alone, nested, pair): pair for pair in pairs}
         try:
-            for done in as_completed(asked):
-                yield asked[done], _outcome(done)
+            while asked:
+                ended, _ = wait(asked, _LOOK, FIRST_COMPLETED)
+                while not told.empty():
+                    on_epoch(*told.get())
+                for done in ended:
+                    yield asked.pop(done), _outcome(done)
         except BaseException:
             # Left alone, the processes would finish what they are at before this one may end.
             for process in multiprocessing.active_children():
@@ -305,7 +314,12 @@ def _outcome(done: Future[Measured]) -> Measured | GraphCLError:
         ) from None
 
 
-def _begin_process() -> None:
+_told: Any = None  # of another process: where it tells of its epochs
+
+
+def _begin_process(told: Any) -> None:
+    global _told
+    _told = told
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -313,7 +327,8 @@ def _begin_process() -> None:
 
 def _alone(nested: dict[str, Any], pair: Pair) -> Measured:
     experiment = recommend_experiment(nested, "the experiment")
-    return train_and_test(experiment, divide(experiment, load_data(experiment)), pair)
+    split = divide(experiment, load_data(experiment))
+    return train_and_test(experiment, split, pair, lambda *epoch: _told.put((pair, *epoch)))
 
 
 def _read(path: Path) -> Measured:

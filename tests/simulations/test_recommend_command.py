@@ -121,6 +121,22 @@ def test_processes_find_what_one_finds(recommend, tmp_path):
     assert sorted(map(str, found[0])) == sorted(map(str, found[1]))
 
 
+def test_processes_tell_of_every_epoch(recommend, tmp_path):
+    experiment = load_recommend_experiment(tmp_path / "tiny.toml", {})
+    told = {"1": [], "2": []}
+    for jobs, epochs in told.items():
+        evaluation = recommend_evaluation.Evaluation(experiment, ["sasrec"], tmp_path / jobs)
+        ended = list(evaluation.run(int(jobs), lambda *epoch, kept=epochs: kept.append(epoch)))
+        assert len(ended) == 2
+    assert [(pair.seed, number) for pair, number, _ in told["1"]] == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    ]
+    assert sorted(told["2"], key=str) == sorted(told["1"], key=str)
+
+
 def test_several_files_make_a_table_each_under_names_of_their_own(recommend, tmp_path):
     (tmp_path / "other.toml").write_text(TINY.replace('"tiny"', '"other"'))
     code, out = recommend("evaluate", "tiny.toml", "other.toml", "--method", "pop")
