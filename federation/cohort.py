@@ -69,8 +69,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
     averaged = experiment.strategy.name in WEIGHT_STRATEGIES
     for name in next(iter(facts.values())):
         if name.endswith("-names"):
-            # A class means the same to prototypes as to weights, a feature need not.
-            _agree(facts, name, averaged or name == "class-names")
+            _agree(facts, name, averaged)
     return Facts(
         nodes=dict(sorted((known or found).items(), key=lambda item: item[1])),
         channels={

@@ -193,9 +193,12 @@ def _possible_images(experiment: "Experiment") -> None:
     sources, clients = len(experiment.data.paths), experiment.partition.clients
     if scheme == "natural" and sources != clients:
         raise ValueError(
-            f"partition.clients is {clients}, but data.source lists {sources} sources of images, "
-            f"one per client: set it to {sources}"
+            f"data.source: {sources} names for partition.clients = {clients} clients with images "
+            "of their own; name one for each, also where edge nodes bring them"
         )
+    twice = [path for path in experiment.data.paths if experiment.data.paths.count(path) > 1]
+    if twice:
+        raise ValueError(f"data.source: '{twice[0]}' is there twice; name it once")
     if sources > clients:
         raise ValueError(
             f"partition.clients: {clients} clients are fewer than the {sources} sources of "

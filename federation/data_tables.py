@@ -131,7 +131,19 @@ class InteractionData(Table):
 class ImageData(Table):
     """Images; those to train and those to test on are put together and split on every client."""
 
-    size: int = key(0, "height and width to bring all images to; 0 = as they are", ge=0)
+    size: int = key(
+        0,
+        "height and width to bring all images to, which edge nodes must know; 0 = as they are",
+        ge=0,
+    )
+    classes: Annotated[str, AfterValidator(listed)] = key(
+        "", "names of all classes in their order, which edge nodes must know; empty = the source's"
+    )
+
+    @property
+    def class_names(self) -> list[str]:
+        """What :attr:`classes` lists."""
+        return [name for name in self.classes.split(", ") if name]
 
 
 class DataTable(Table):
@@ -144,7 +156,8 @@ class DataTable(Table):
         "folders of CSV tables and .npz files, one to be divided or one of each client; "
         "of series: confounded, or .npz files and .toml descriptions, e.g. 'a.npz, b.toml'; of "
         "interactions: shoppers, or .npz, .csv or .csv.gz files; of images: digits, or .npz files "
-        "and folders, a domain each over which the clients are dealt out, e.g. 'a.npz, b.npz'",
+        "and folders, e.g. 'a.npz, b.npz', a domain each over which the clients are dealt out, or "
+        "(natural) one of each client",
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")

@@ -114,7 +114,7 @@ class Partition(Table):
     clients: int = key(10, "number of clients", ge=1)
     alpha: float = key(0.3, "dirichlet, practical: the smaller, the more skewed", gt=0)
     classes: int = key(2, "pathological: classes of every client", ge=1)
-    min_nodes: int = key(10, "nodes, or images, that every client must have at least", ge=1)
+    min_nodes: int = key(10, "nodes, or images, that every client is dealt at least", ge=1)
 
 
 class Model(Table):

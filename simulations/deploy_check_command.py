@@ -107,7 +107,22 @@ def _defaults(task: str, place: str, overrides: "dict[str, Scalar]") -> "Experim
     }
     if name == "classify" and "data.num_classes" not in overrides:
         keys["data.num_classes"] = count_classes([load_silo(place)])
+    if name == "images":
+        keys |= _of_images(place, overrides)
     return Experiment.from_flat({**keys, **overrides})
+
+
+def _of_images(place: str, overrides: "dict[str, Scalar]") -> "dict[str, Scalar]":
+    """Return what a federation would tell its sites of their images, as this site has them."""
+    from federation.learners.albums import own_source
+    from graphcl.datasets import load_images
+
+    size = int(overrides.get("data.images.size", 0))
+    images = load_images(own_source(place), size=size or None)
+    return {
+        "data.images.classes": ", ".join(images.class_names),
+        "data.images.size": images.x.size(2),
+    }
 
 
 def _as_json(

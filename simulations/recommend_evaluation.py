@@ -292,7 +292,8 @@ def _in_processes(
                 ended, _ = wait(asked, _LOOK, FIRST_COMPLETED)
                 while not told.empty():
                     on_epoch(*told.get())
-                for done in ended:
+                # What succeeded comes first: a process that died ends all.
+                for done in sorted(ended, key=lambda one: one.exception() is not None):
                     yield asked.pop(done), _outcome(done)
         except BaseException:
             # Left alone, the processes would finish what they are at before this one may end.

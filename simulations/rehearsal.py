@@ -29,7 +29,6 @@ _MEANINGS = (
     ("hello/facts/num-examples", "number of training samples", "data"),
     ("hello/facts/num-classes", "number of classes over all sites", "nothing"),
     ("hello/facts/*-channels", "width of the input", "data"),
-    ("hello/facts/class-names", "hash of the names of the classes", "data"),
     ("hello/facts/*-names", "hash of the names of the features", "data"),
     ("hello/masking/public", "public half of a key for masks, drawn anew", "nothing"),
     ("train/metrics/num-examples", "number of training samples", "data"),

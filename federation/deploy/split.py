@@ -120,25 +120,37 @@ def _rejoined(platform: Platform) -> Interactions:
 def _told(experiment: Experiment) -> dict[str, Scalar]:
     """Return the keys that say what a site cannot know from its own data, or that are done with."""
     clients = clients_of(experiment)
-    if isinstance(clients, ClientGraphs | Albums):
+    if isinstance(clients, Albums):
+        height, width = clients.whole.x.shape[2:]
+        if height != width:
+            raise ConfigError(
+                f"data.images.size: the images are {height}x{width}, and sites must agree on one "
+                "size; set it"
+            )
+        key = "data.images.classes"
+        return {key: _list(clients.whole.class_names, key), "data.images.size": height}
+    if isinstance(clients, ClientGraphs):
         return {"data.num_classes": clients.num_classes}
     if isinstance(clients, Territories):
         return {"data.outages.columns": "", "data.outages.units": ""}
     if not isinstance(clients, Platforms):
         return {}
-    unlistable = [name for name in clients.class_names if "," in name]
-    if unlistable:
-        raise ConfigError(
-            f"data.interactions.categories: '{unlistable[0]}' holds a comma, which ends a name in "
-            "a list; rename the category"
-        )
     prefix = "data.interactions."
     return {
-        f"{prefix}categories": ", ".join(clients.class_names),
+        f"{prefix}categories": _list(clients.class_names, f"{prefix}categories"),
         **{f"{prefix}{key}": "" for key in ("names", "item_tables", "category_separator")},
         f"{prefix}min_events": 1,
         f"{prefix}catalogue": 1.0,
     }
+
+
+def _list(names: Sequence[str], key: str) -> str:
+    unlistable = [name for name in names if "," in name]
+    if unlistable:
+        raise ConfigError(
+            f"{key}: '{unlistable[0]}' holds a comma, which ends a name in a list; rename it"
+        )
+    return ", ".join(names)
 
 
 def _names(names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -101,12 +102,25 @@ def album_of(experiment: Experiment, client: int) -> Album:
 @lru_cache(maxsize=2)
 def _own_album(data: OwnData, seed: int, client: int) -> Album:
     """Return the images of a node that has nobody else's."""
-    place = locate(data.own, data.root or None)
-    if place.is_dir() and any(place.glob("*.npz")):
-        place = only_file(place, ".npz")  # another folder is a data set as it unpacks
-    images = _load(data, str(place))
-    _check_classes(data, images)
+    table = data.images
+    unknown = [name for name in ("classes", "size") if not getattr(table, name)]
+    if unknown:
+        raise ConfigError(
+            f"data.images.{unknown[0]}: this node has its own data alone and cannot know the "
+            f"{unknown[0]} of the others' images; set it"
+        )
+    images = _load(data, str(own_source(data.own, data.root)))
     return _split(images, torch.arange(len(images)), data, seed, client)
+
+
+def own_source(place: str, root: str = "") -> Path:
+    """Return the .npz file in a node's folder, or the folder of a data set as it unpacks.
+
+    Raises:
+        DataError: It is not found, or holds several such files.
+    """
+    found = locate(place, root or None)
+    return only_file(found, ".npz") if any(found.glob("*.npz")) else found
 
 
 @Kept
@@ -114,7 +128,11 @@ def kept_albums(data: DataTable, partition: Partition, seed: int) -> Albums:
     """Load and divide, see :func:`albums`."""
     sources = [_load(data, path) for path in data.paths]
     whole = join_images(sources, data.source)
-    _check_classes(data, whole)
+    if data.num_classes not in (0, whole.num_classes):
+        raise ConfigError(
+            f"data.num_classes: {data.num_classes} was promised, but {data.source} holds "
+            f"{whole.num_classes} classes; correct the key or leave it at 0"
+        )
     parts = _divide(sources, partition, seed)
     report = partition_report(
         Data(y=whole.y, edge_index=torch.empty(2, 0, dtype=torch.long)), parts
@@ -127,16 +145,10 @@ def kept_albums(data: DataTable, partition: Partition, seed: int) -> Albums:
 
 
 def _load(data: DataTable, path: str) -> ImageSet:
-    return load_images(path, size=data.images.size or None, root=data.root or None)
-
-
-def _check_classes(data: DataTable, images: ImageSet) -> None:
-    if data.num_classes not in (0, images.num_classes):
-        raise ConfigError(
-            f"data.num_classes: {data.num_classes} was promised, but {images.name} holds "
-            f"{images.num_classes} classes; correct the key or leave it at 0, or let the array "
-            "'classes' name all of them"
-        )
+    table = data.images
+    return load_images(
+        path, size=table.size or None, classes=table.class_names, root=data.root or None
+    )
 
 
 def _split(images: ImageSet, rows: Tensor, data: DataTable, seed: int, client: int) -> Album:

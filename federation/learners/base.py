@@ -173,7 +173,7 @@ class Learner(ABC):
 
         ``num-examples``, ``num-classes``, the widths of inputs under names that end in
         ``-channels``, and, under names that end in ``-names``, a hash of what must be called alike
-        everywhere before weights can be averaged; classes under ``class-names``, at any rate.
+        everywhere before weights can be averaged.
         """
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -84,7 +83,6 @@ class ImageLearner(ClassificationLearner):
             "num-examples": len(self.rows["train"]),
             "in-channels": self.images.x.size(1),
             "num-classes": self.num_classes,
-            "class-names": crc32("\n".join(self.images.class_names).encode()),
         }
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -129,6 +127,7 @@ class ImageLearner(ClassificationLearner):
                 channels["in-channels"],
                 model.hidden_channels,
                 width,
+                experiment.data.images.size,
             )
             # Encoder and head come first, so that they are the same under every algorithm.
             classifier = ImageClassifier(encoder, width, num_classes)

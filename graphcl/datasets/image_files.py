@@ -13,6 +13,7 @@ to ``offsets[i + 1]`` of ``jpeg``, with its class in ``labels[i]``; of a part ``
 ``train_offsets``, ``train_labels``. No array may be a pickle.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,7 +34,11 @@ _FIELDS = ("x", "y", "jpeg", "offsets", "labels")
 
 
 def load_images(
-    source: str | Path, *, size: int | None = None, root: str | Path | None = None
+    source: str | Path,
+    *,
+    size: int | None = None,
+    classes: Sequence[str] = (),
+    root: str | Path | None = None,
 ) -> ImageSet:
     """Load images, those to train and those to test on one after the other.
 
@@ -44,6 +49,8 @@ def load_images(
             :mod:`graphcl.datasets.image_folders` does. A relative path is looked up in the working
             directory first and then under ``root``.
         size: Height and width to bring the images to; None leaves them as they are.
+        classes: Names of all classes there are, of which the source may lack some and have the
+            others in another order, see :meth:`ImageSet.among`; without, the source's own.
         root: The folder of data sets; without it, the folder that the environment variable
             ``GRAPHCL_DATA`` names.
 
@@ -54,7 +61,12 @@ def load_images(
         images = _digits()
     else:
         place = locate(source, root)
-        images = load_folder(place, size) if place.is_dir() else _load_npz(place, size)
+        if place.is_dir():
+            images = load_folder(place, size)
+        else:
+            images = _load_npz(place, size, len(classes))
+    if classes:
+        images = images.among(classes)
     return images if size is None else images.resized(size)
 
 
@@ -74,7 +86,8 @@ def _digits() -> ImageSet:
     return ImageSet("digits", x, torch.as_tensor(digit), tuple(map(str, range(10))))
 
 
-def _load_npz(path: Path, size: int | None) -> ImageSet:
+def _load_npz(path: Path, size: int | None, num_classes: int) -> ImageSet:
+    """Load an archive; of a given number of classes, unless 0, it may lack any."""
     wanted = [part + field for part in _PARTS for field in _FIELDS]
     arrays, found = read_arrays(path, [*wanted, "classes"])
     parts = [p for p in _PARTS if f"{p}x" in arrays or f"{p}jpeg" in arrays]
@@ -87,8 +100,10 @@ def _load_npz(path: Path, size: int | None) -> ImageSet:
     if "classes" in arrays:
         names = as_names(arrays["classes"], f"{path}: classes")
     else:
-        check_every_class([y.clamp(min=0) for y in labels.values()], str(path))
-        names = tuple(map(str, range(max(int(y.max()) for y in labels.values()) + 1)))
+        if not num_classes:
+            check_every_class([y.clamp(min=0) for y in labels.values()], str(path))
+            num_classes = max(int(y.max()) for y in labels.values()) + 1
+        names = tuple(map(str, range(num_classes)))
     sets = []
     for part, y in labels.items():
         check_classes(y, len(names), f"{path}: {_label_field(arrays, part)}")

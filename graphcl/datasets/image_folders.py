@@ -49,9 +49,9 @@ def load_folder(folder: Path, size: int | None = None) -> ImageSet:
     if (folder / "train").is_dir():
         return _class_folders(folder / "train", size)
     raise DataError(
-        f"{folder}: no known images: a folder needs train.bin (CIFAR-100), data_batch_1.bin "
-        "(CIFAR-10), imagelabels.mat (Flowers102), or train with a folder for each class "
-        "(Tiny-ImageNet)"
+        f"{folder}: no known images: name an .npz file, or a folder with train.bin (CIFAR-100), "
+        "data_batch_1.bin (CIFAR-10), imagelabels.mat (Flowers102), or train with a folder for "
+        "each class (Tiny-ImageNet)"
     )
 
 

@@ -70,6 +70,28 @@ class ImageSet:
         """Return some of the images, in the order of ``rows``; all classes keep their names."""
         return replace(self, x=self.x[rows], y=self.y[rows])
 
+    def among(self, class_names: Sequence[str]) -> Self:
+        """Return the images with their classes counted among other names, found by what they say.
+
+        Classes that are called by their numbers, from 0 on, are places in ``class_names`` unless
+        these are numbers, too.
+
+        Raises:
+            DataError: An image is of a class that is not among them.
+        """
+        places = {name: place for place, name in enumerate(class_names)}
+        numbers = tuple(map(str, range(self.num_classes)))
+        if self.class_names == numbers and not places.keys() & set(numbers):
+            places = {number: int(number) for number in numbers[: len(class_names)]}
+        for row in self.y.unique().tolist():
+            if self.class_names[row] not in places:
+                raise DataError(
+                    f"{self.name}: there are images of class '{self.class_names[row]}', which is "
+                    f"none of {_listed(class_names)}"
+                )
+        place = torch.tensor([places.get(name, -1) for name in self.class_names])
+        return replace(self, y=place[self.y], class_names=tuple(class_names))
+
     def pixels(self, rows: Tensor) -> Tensor:
         """Return some images as a network reads them, float32 ``[n, C, H, W]`` from -1 to 1."""
         return self.x[rows].float() / 127.5 - 1

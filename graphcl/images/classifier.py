@@ -32,8 +32,8 @@ class ImageClassifier(Classifier):
     def predict(self, images: ImageSet) -> Tensor:
         """Return the class of every image, int64 ``[N]``; the classes they come with are not read.
 
-        By the nearest of :attr:`prototypes` where there are some, else by the head. The network
-        reads any size, but knows the one that it was trained on.
+        By the nearest of :attr:`prototypes` where there are some, else by the head. Images are
+        brought to the size of those of training, if the encoder was told of one.
 
         Raises:
             GraphCLError: The images are grey and those of training coloured, or the other way.
@@ -44,6 +44,8 @@ class ImageClassifier(Classifier):
                 f"{type(self).__name__} was trained on images of {channels} channels, these have "
                 f"{images.x.size(1)}"
             )
+        if size := self.encoder.arguments["image_size"]:
+            images = images.resized(size)
         self.eval()
         blocks = torch.arange(len(images)).split(_BLOCK)
         return torch.cat([self.decide(self(images.pixels(rows))) for rows in blocks])

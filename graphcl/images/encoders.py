@@ -8,6 +8,7 @@ width by adaptive average pooling, so that unlike networks can compare prototype
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -96,6 +97,8 @@ class ImageEncoder(nn.Module):
         hidden_channels: Base width, that of the first stage; the others have multiples of it. 16
             gives the CNN of the literature, 64 the widths of its ResNets.
         out_channels: Width of the embedding.
+        image_size: Height and width of the images it is trained on, to which
+            :meth:`ImageClassifier.predict` brings others; 0 = any.
 
     Shapes:
         - **input**: ``[B, in_channels, H, W]``, from -1 to 1; **output**: ``[B, out_channels]``
@@ -104,15 +107,23 @@ class ImageEncoder(nn.Module):
         GraphCLError: The kind is unknown.
     """
 
-    def __init__(self, kind: str, in_channels: int, hidden_channels: int, out_channels: int):
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        image_size: int = 0,
+    ):
         super().__init__()
         if kind not in IMAGE_ENCODERS:
             raise GraphCLError(f"kind is '{kind}', must be one of {', '.join(IMAGE_ENCODERS)}")
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "kind": kind,
             "in_channels": in_channels,
             "hidden_channels": hidden_channels,
             "out_channels": out_channels,
+            "image_size": image_size,
         }
         self.network = IMAGE_ENCODERS[kind](in_channels, hidden_channels)
         self.pool = nn.AdaptiveAvgPool1d(out_channels)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from federation.deploy.split import split
 from federation.experiment import Experiment, load_experiment
@@ -176,7 +177,7 @@ def test_a_split_of_images_is_what_the_clients_hold(tiny, tmp_path):
     """With the names of all classes, of which a client has four here."""
     experiment = tiny(**IMAGES)
     natural, data = as_sites(experiment, tmp_path / "sites")
-    assert natural.data.num_classes == 10
+    assert natural.data.images.class_names == list("0123456789")
     albums = clients_of(experiment).albums
     for one, other, place in zip(albums, clients_of(natural).albums, data, strict=True):
         [file] = Path(place).iterdir()
@@ -271,21 +272,72 @@ def test_shops_are_told_the_categories_of_the_others(shops, tmp_path):
     assert f"has the category '{names[0]}', which {key} does not list" in why
 
 
-def test_images_are_of_the_same_classes_everywhere(tiny, tmp_path):
-    """Prototypes are of classes, so that weights need not cross for their order to matter."""
-    experiment, data = as_sites(tiny("fedproto", **IMAGES), tmp_path / "sites")
-    why = answered(experiment.override({"data.num_classes": 3}), data[0])
-    assert "3 was promised, but" in why
-    assert "images.npz holds 10 classes; correct the key or leave it at 0, or let" in why
-    [file] = Path(data[0]).iterdir()
-    images = load_images(file)
+@pytest.fixture
+def pictures(tiny, tmp_path):
+    """A natural experiment on images, and where the first of its nodes has its own."""
+    return as_sites(tiny("fedproto", **IMAGES), tmp_path / "sites")
+
+
+@pytest.mark.parametrize("key", ["classes", "size"])
+def test_a_node_is_told_of_classes_and_size_of_the_images(pictures, key):
+    experiment, [place, *_] = pictures
+    unset = {"classes": "", "size": 0}[key]
+    why = answered(experiment.override({f"data.images.{key}": unset}), place)
+    assert f"data.images.{key}: this node has its own data alone and cannot know the {key}" in why
+
+
+def test_classes_of_a_nodes_images_are_told_by_their_names(pictures, tmp_path):
+    """A node that lists them in another order, or knows numbers alone, trains on the same."""
+    experiment, data = pictures
+    natural = experiment.override({"run.directory": str(tmp_path / "natural")})
+    first = served(LocalGrid(natural), tmp_path / "natural")
+    files = [next(Path(place).iterdir()) for place in data]
+    images = load_images(files[0])
     turned = tuple(reversed(images.class_names))
-    save_images(replace(images, class_names=turned), file)
-    other = experiment.override({"data.num_classes": 0, "run.directory": str(tmp_path / "other")})
-    with pytest.raises(FederationError, match="the clients differ in class-names"):
-        EdgeGrid(other, data).serve()
-    with pytest.raises(DataError, match=r"the classes are 0, 1, 2, .* but those of"):
-        clients_of(other)
+    save_images(replace(images, y=9 - images.y, class_names=turned), files[0])
+    images = load_images(files[1])
+    np.savez(files[1], x=images.x.permute(0, 2, 3, 1).numpy(), y=images.y.numpy())
+    deployed = experiment.override({"run.directory": str(tmp_path / "deployed")})
+    assert served(EdgeGrid(deployed, data), tmp_path / "deployed") == first
+
+
+def test_images_of_a_class_that_nobody_else_has_are_refused(pictures):
+    experiment, [place, *_] = pictures
+    why = answered(experiment.override({"data.images.classes": "0, 1"}), place)
+    assert "images.npz: there are images of class '" in why
+    assert "', which is none of 0, 1" in why
+
+
+def test_a_folder_without_images_or_with_too_many_is_named(pictures, tmp_path):
+    experiment, [place, other, *_] = pictures
+    (tmp_path / "empty").mkdir()
+    assert "no known images: name an .npz file" in answered(experiment, str(tmp_path / "empty"))
+    (Path(place) / "second.npz").write_bytes((Path(other) / "images.npz").read_bytes())
+    assert "holds images.npz, second.npz, of which one alone" in answered(experiment, place)
+
+
+def test_a_node_may_bring_a_data_set_as_it_unpacks(pictures, tmp_path):
+    """A folder for each class, as those who sort their pictures have it."""
+    experiment, data = pictures
+    images = load_images(next(Path(data[0]).iterdir()))
+    for row, (x, y) in enumerate(zip(images.x, images.y, strict=True)):
+        folder = tmp_path / "own/train" / images.class_names[y]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(folder / f"{row:04}.png")
+    (tmp_path / "own/train/nothing").mkdir()
+    run = experiment.override({"run.directory": str(tmp_path / "run")})
+    lines = served(EdgeGrid(run, [str(tmp_path / "own"), *data[1:]]), tmp_path / "run")
+    [first, *_] = [line for line in lines if line.get("partition") == 0]
+    support = int(clients_of(experiment).albums[0].masks["train"].sum())
+    assert (first["status"], first["support"]) == ("ok", support)
+
+
+def test_images_that_are_not_square_need_a_size_to_agree_on(tiny, tmp_path):
+    images = load_images("digits")
+    save_images(replace(images, x=images.x[..., :6]), tmp_path / "narrow.npz")
+    keys = {**IMAGES, "data.source": str(tmp_path / "narrow.npz"), "data.images.size": 0}
+    with pytest.raises(ConfigError, match=r"data\.images\.size: the images are 8x6, and sites"):
+        split(tiny(**keys), tmp_path / "sites")
 
 
 # Several sources, one of each client, in a simulation.

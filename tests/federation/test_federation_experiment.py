@@ -429,6 +429,7 @@ def unlike_defaults() -> dict:
         "data.interactions.item_tables": "films.csv, books.csv",
         "data.interactions.category_separator": " ",
         "data.interactions.categories": "a, b",
+        "data.images.classes": "cat, dog",
     }
 
 

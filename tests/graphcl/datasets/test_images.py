@@ -99,6 +99,27 @@ def test_joined_sets_must_agree():
         join_images([one, pictures(channels=1)], "both")
 
 
+def test_classes_are_found_among_others_by_their_names():
+    images = pictures()
+    found = images.among(["class 2", "other", "class 0", "class 1"])
+    assert found.class_names == ("class 2", "other", "class 0", "class 1")
+    assert [found.class_names[y] for y in found.y] == [images.class_names[y] for y in images.y]
+    assert images.of(torch.tensor([0, 3])).among(["class 0"]).y.tolist() == [0, 0]
+    with pytest.raises(DataError, match="made: there are images of class 'class 1', which is none"):
+        images.among(["class 0", "class 2"])
+
+
+def test_numbered_classes_are_places_among_names_and_names_among_numbers(archive):
+    path = archive(x=GREY, y=np.array([2, 0, 0, 2]))  # none of class 1
+    found = load_images(path, classes=["ant", "bee", "cat"])
+    assert (found.y.tolist(), found.class_names) == ([2, 0, 0, 2], ("ant", "bee", "cat"))
+    assert load_images(path, classes=["2", "1", "0"]).y.tolist() == [0, 2, 2, 0]
+    with pytest.raises(DataError, match=r"y\[0\] is 2 \(2 such\), but the 2 classes are 0 to 1"):
+        load_images(path, classes=["ant", "bee"])
+    with pytest.raises(DataError, match="no node has class 1"):
+        load_images(path)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_saved_loads_again(tmp_path, channels):
     images = pictures(channels=channels)
@@ -178,7 +199,8 @@ def test_a_missing_source_and_a_strange_folder_are_named(tmp_path):
     with pytest.raises(DataError, match=r"absent\.npz: not found"):
         load_images("absent.npz", root=tmp_path)
     with pytest.raises(
-        DataError, match=r"no known images: a folder needs train\.bin \(CIFAR-100\)"
+        DataError,
+        match=r"no known images: name an \.npz file, or a folder with train\.bin \(CIFAR-100\)",
     ):
         load_images(tmp_path)
 

@@ -16,9 +16,9 @@ def digits() -> ImageSet:
     return load_images("digits").of(torch.arange(40))
 
 
-def classifier(projector=None, channels=1) -> ImageClassifier:
+def classifier(projector=None, channels=1, size=0) -> ImageClassifier:
     torch.manual_seed(0)
-    model = ImageClassifier(ImageEncoder("resnet4", channels, 2, 6), 6, 10, projector)
+    model = ImageClassifier(ImageEncoder("resnet4", channels, 2, 6, size), 6, 10, projector)
     # Logits around 0, so that not all images are of one class.
     mean = model(2 * torch.rand(20, channels, 8, 8) - 1).embedding.mean(0)
     model.head.bias.data = -model.head.weight.data @ mean.detach()
@@ -60,6 +60,13 @@ def test_a_stored_classifier_predicts_the_same(digits, tmp_path, fuse, by_protot
     assert torch.equal(again.predict(digits), model.predict(digits))
     assert again.encoder.arguments == model.encoder.arguments
     assert not again.training
+
+
+def test_images_of_another_size_are_brought_to_that_of_training(digits, tmp_path):
+    classifier(size=6).save(tmp_path / "model.safetensors")
+    model = ImageClassifier.load(tmp_path / "model.safetensors")
+    assert torch.equal(model.predict(digits), classifier().predict(digits.resized(6)))
+    assert not torch.equal(model.predict(digits), classifier().predict(digits))
 
 
 def test_what_does_not_fit_is_said(digits, tmp_path):
