@@ -6,7 +6,7 @@ written only after a message was answered, so that a failed round leaves no trac
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from logging import ERROR
@@ -62,6 +62,7 @@ def train(message: Message, context: Context) -> Message:
             started = time.perf_counter()
             server_round = round_of(message.content)
             partition = int(context.node_config["partition-id"])
+            _check_names(exchange, message)
             exchange.receive(message.content)
             seed_everything(exchange.experiment.run.seed, "fit", server_round, partition)
             terms = exchange.learner.fit(exchange.penalty)
@@ -82,12 +83,24 @@ def evaluate(message: Message, context: Context) -> Message:
 
     def answer() -> RecordDict:
         with exchange_of(context, keep=False) as exchange:
+            _check_names(exchange, message)
             exchange.receive(message.content)
             metrics = exchange.learner.evaluate(exchange.predict)
         told = {"partition-id": int(context.node_config["partition-id"]), **metrics}
         return RecordDict({"metrics": MetricRecord(dict(told))})
 
     return _answer(message, context, answer)
+
+
+def _check_names(exchange: Exchange, message: Message) -> None:
+    """Refuse weights whose inputs are called otherwise, or come in another order, than here."""
+    told: Mapping[str, object] = message.content.config_records.get("config", {})
+    for name, own in exchange.learner.facts().items():
+        if told.get(name, own) != own:
+            raise FederationError(
+                f"the {name} of this node are not those of the others, or stand in another order: "
+                "where weights are averaged, each must have the same place everywhere"
+            )
 
 
 def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:

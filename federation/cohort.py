@@ -67,19 +67,20 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
             keys[partition] = bytes(reply.content.config_records["masking"]["public"])  # type: ignore[arg-type]
     _check_enough(facts, absent, experiment, known is not None)
     averaged = experiment.strategy.name in WEIGHT_STRATEGIES
-    for name in next(iter(facts.values())):
-        if name.endswith("-names"):
-            _agree(facts, name, averaged)
+    first = next(iter(facts.values()))
     return Facts(
         nodes=dict(sorted((known or found).items(), key=lambda item: item[1])),
         channels={
-            name: _agree(facts, name, averaged)
-            for name in next(iter(facts.values()))
-            if name.endswith("-channels")
+            name: _agree(facts, name, averaged) for name in first if name.endswith("-channels")
         },
         num_classes=_agree(facts, "num-classes", True),
         public_keys=keys,
         samples=_samples(facts, known),
+        names={
+            name: _agree(facts, name, True)
+            for name in first
+            if averaged and name.endswith("-names")
+        },
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -137,7 +137,7 @@ def _train(
         members = set(cohort)
         nodes = [node for node, partition in facts.nodes.items() if partition in members]
         shown = CohortGrid(grid, nodes)
-        made = strategy.configure_train(server_round, arrays, ConfigRecord(), shown)
+        made = strategy.configure_train(server_round, arrays, facts.config(), shown)
         return {facts.nodes[message.metadata.dst_node_id]: message for message in made}
 
     if experiment.asynchronous:
@@ -210,7 +210,7 @@ def _evaluate(
         return
     evaluation = Exchanged(grid, facts, list(facts.nodes.values()), timeout)
     messages = evaluation.outgoing(
-        strategy.configure_evaluate(done.server_round, done.arrays, ConfigRecord(), evaluation.grid)
+        strategy.configure_evaluate(done.server_round, done.arrays, facts.config(), evaluation.grid)
     )
 
     def close(replies: Iterable[Message], seconds: float) -> None:

@@ -25,6 +25,8 @@ class Facts:
         num_classes: Number of classes over all clients.
         public_keys: Of every partition, where replies are masked.
         samples: Number of training samples of every partition.
+        names: Hashes of what must be called alike where weights are averaged; each node compares
+            them with its own, for it may come when the others have begun.
     """
 
     nodes: Mapping[int, int]
@@ -32,6 +34,11 @@ class Facts:
     num_classes: int
     public_keys: Mapping[int, bytes] = field(default_factory=dict)
     samples: Mapping[int, int] = field(default_factory=dict)
+    names: Mapping[str, int] = field(default_factory=dict)
+
+    def config(self) -> ConfigRecord:
+        """Return what every node is told with every message."""
+        return ConfigRecord(dict(self.names))
 
 
 class Exchange(ABC):

@@ -393,6 +393,39 @@ def test_features_have_their_place_where_weights_are_averaged(outages, utilities
     assert clients_of(two(outages, sources, "feddbp")).territories
 
 
+class LateGrid(EdgeGrid):
+    """Knows its nodes by their keys, and the second is not there when they say hello."""
+
+    def partitions(self):
+        return {1: 0, 2: 1}
+
+    def deliver(self, messages, timeout):
+        here = [m for m in messages if (m.metadata.message_type, m.metadata.dst_node_id) != LATE]
+        return super().deliver(here, timeout)
+
+
+LATE = ("query.hello", 2)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_node_that_comes_late_has_its_features_in_the_place_of_the_others(
+    outages, utilities, tmp_path, turned
+):
+    events = load_outage_events(utilities[1])
+    if turned:
+        names = tuple(reversed(events.weather_names))
+        events = replace(events, weather=events.weather.flip(-1), weather_names=names)
+    save_outage_events(events, tmp_path / "late.npz")
+    sources = [str(utilities[0]), str(tmp_path / "late.npz")]
+    keys = {"run.directory": str(tmp_path / "run"), "run.min_success": 0.5}
+    lines = served(LateGrid(two(outages, sources, **keys), sources), tmp_path / "run")
+    rounds = [line for line in lines if line.get("partition") == 1]
+    assert len(rounds) == 2
+    for line in rounds:
+        assert line["status"] == ("failed" if turned else "ok")
+        assert ("the feature-names of this node are not" in line.get("reason", "")) == turned
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
