@@ -14,11 +14,12 @@ import pytest
 import ray
 
 from federation.experiment import Experiment
+from federation.learners import Clients
 from federation.run_directory import RunDirectory
 from simulations.carriers.local import LocalGrid
 from simulations.carriers.ray import ActorPool, RayCarrier, RayGrid
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = pytest.mark.processes
 
 PERSONAL = {
     "model.encoders": "gcn, mlp",
@@ -35,7 +36,16 @@ BATCHED = {
     "simulation.batch_clients": 2,
 }
 AVERAGED = {**BATCHED, "strategy.name": "fedavg"}
-SEEDS = range(20)
+
+
+def cases(**kinds: object) -> list[object]:
+    """Return twenty seeds of every kind, of which the first of the first kind is not slow."""
+    return [
+        pytest.param(keys, seed, id=f"{name}-{seed}", marks=[pytest.mark.slow] * (number > 0))
+        for number, (name, keys, seed) in enumerate(
+            (name, keys, seed) for name, keys in kinds.items() for seed in range(20)
+        )
+    ]
 
 
 class Few:
@@ -47,6 +57,9 @@ class Few:
     @property
     def actors(self) -> list[object]:
         return self._pool.actors[: self._count]
+
+    def share(self, clients: Clients) -> object:
+        return self._pool.share(clients)
 
     def replace(self, index: int) -> None:
         self._pool.replace(index)
@@ -89,9 +102,8 @@ def digest(experiment: Experiment) -> str:
     return str(summary["digest"])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "keys", [PERSONAL, BATCHED, AVERAGED], ids=["personal", "batched", "batched-averaged"]
+    ("keys", "seed"), cases(personal=PERSONAL, batched=BATCHED, averaged=AVERAGED)
 )
 def test_every_carrier_and_every_death_ends_in_one_digest(tiny, pool, keys, seed) -> None:
     rng = random.Random(seed)
@@ -103,11 +115,11 @@ def test_every_carrier_and_every_death_ends_in_one_digest(tiny, pool, keys, seed
         assert digest(experiment) == digest(local), f"{count} actors"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_driver_that_is_killed_anywhere_resumes_to_one_digest(tiny, pool, seed) -> None:
+@pytest.mark.parametrize(("keys", "seed"), cases(personal=PERSONAL))
+def test_a_driver_that_is_killed_anywhere_resumes_to_one_digest(tiny, pool, keys, seed) -> None:
     """It dies before or after any of its writes, and goes on with another number of actors."""
     rng = random.Random(seed)
-    keys = {**PERSONAL, "run.seed": seed}
+    keys = {**keys, "run.seed": seed}
     local = tiny(keys, folder="local")
     LocalGrid(local).serve()
     experiment = tiny(keys, folder="killed")
