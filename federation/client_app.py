@@ -95,8 +95,10 @@ def evaluate(message: Message, context: Context) -> Message:
 def _check_names(exchange: Exchange, message: Message) -> None:
     """Refuse weights whose inputs are called otherwise, or come in another order, than here."""
     told: Mapping[str, object] = message.content.config_records.get("config", {})
-    for name, own in exchange.learner.facts().items():
-        if told.get(name, own) != own:
+    names = [name for name in told if name.endswith("-names")]
+    own = exchange.learner.facts() if names else {}
+    for name in names:
+        if told[name] != own.get(name):
             raise FederationError(
                 f"the {name} of this node are not those of the others, or stand in another order: "
                 "where weights are averaged, each must have the same place everywhere"
