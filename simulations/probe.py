@@ -29,6 +29,8 @@ from graphcl.nodes import (
     BGRLConfig,
     GRACEConfig,
     NodeMethod,
+    PolyGCL,
+    PolyGCLConfig,
     ProbeResult,
     bootstrap_half_width,
     linear_probe,
@@ -41,6 +43,7 @@ METHODS: dict[str, type[NodeMethod]] = {
     "aspect_s": ASPECTS,
     "grace": GRACE,
     "bgrl": BGRL,
+    "polygcl": PolyGCL,
 }
 
 
@@ -48,7 +51,9 @@ class ProbeTable(Table):
     """What is evaluated, and how."""
 
     name: str = key("probe", "part of the result's file name", pattern=r"^[A-Za-z0-9._-]+$")
-    method: Literal["aspect", "aspect_s", "grace", "bgrl"] = key("aspect", "the label-free method")
+    method: Literal["aspect", "aspect_s", "grace", "bgrl", "polygcl"] = key(
+        "aspect", "the label-free method"
+    )
     source: str = key("digits", "digits, mixed, pyg:CLASS/NAME, or an .npz file", min_length=1)
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
     splits: Literal["random", "stored", "geom"] = key(
@@ -72,6 +77,7 @@ class ProbeExperiment(Table):
     aspect_s: ASPECTSConfig = Field(default_factory=dict, validate_default=True)
     grace: GRACEConfig = GRACEConfig()
     bgrl: BGRLConfig = BGRLConfig()
+    polygcl: PolyGCLConfig = PolyGCLConfig()
     search: dict[str, list[Scalar]] = key({}, "values to try per key, see --search")
 
     @field_validator("aspect_s", mode="before")
@@ -122,23 +128,29 @@ def probe_experiment(nested: dict[str, Any], origin: str) -> ProbeExperiment:
 
 
 def run_probe(
-    experiment: ProbeExperiment, on_epoch: Callable[[int, dict[str, float]], None] | None = None
+    experiment: ProbeExperiment,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    *,
+    leaking: bool = False,
 ) -> Probed:
     """Pre-train the method of an experiment without labels and probe its frozen embedding.
 
-    Everything is chosen on validation nodes; every split's test nodes are touched once.
+    Everything is chosen on validation nodes; every split's test nodes are touched once. With
+    ``leaking`` the results also hold what a choice by test nodes would give.
     """
     data, masks = load_graph(experiment.probe)
     with one_thread():
         start = new_method(experiment).start(data)
-        untrained = probe_embedding(experiment.probe, start.embed(data), data.y, masks)
+        untrained = probe_embedding(experiment.probe, start.embed(data), data.y, masks, leaking)
         method = new_method(experiment).fit(data, on_epoch)
-        result = probe_embedding(experiment.probe, method.embed(data), data.y, masks)
+        result = probe_embedding(experiment.probe, method.embed(data), data.y, masks, leaking)
         policy_auc = _policy_auc(method, data)
     return Probed(experiment, result, untrained, policy_auc)
 
 
-def probe_embedding(probe: ProbeTable, embedding: Tensor, y: Tensor, masks: Masks) -> ProbeResult:
+def probe_embedding(
+    probe: ProbeTable, embedding: Tensor, y: Tensor, masks: Masks, leaking: bool = False
+) -> ProbeResult:
     """Probe an embedding as an experiment's table says."""
     return linear_probe(
         embedding,
@@ -146,6 +158,7 @@ def probe_embedding(probe: ProbeTable, embedding: Tensor, y: Tensor, masks: Mask
         *masks,
         epochs=probe.epochs,
         patience=probe.patience,
+        leaking=leaking,
         weight_decay=probe.weight_decay,
     )
 
@@ -210,14 +223,17 @@ def _policy_auc(method: NodeMethod, data: Data) -> float | None:
 
 
 def _figures(result: ProbeResult) -> dict[str, Any]:
-    return {
+    figures = {
         "mean": result.mean,
         "confidence": result.confidence,
         "validation_mean": float(result.val_accuracy.mean()),
-        "leaking_mean": float(result.leaking_test_accuracy.mean()),
-        "leaking_confidence": bootstrap_half_width(result.leaking_test_accuracy),
         "test_accuracy": result.test_accuracy.tolist(),
     }
+    leaked = result.leaking_test_accuracy
+    if leaked is not None:
+        figures["leaking_mean"] = float(leaked.mean())
+        figures["leaking_confidence"] = bootstrap_half_width(leaked)
+    return figures
 
 
 def _splits(probe: ProbeTable, y: Tensor, data: Any) -> Masks:

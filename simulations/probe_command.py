@@ -35,7 +35,8 @@ def probe(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="aspect, aspect_s, grace or bgrl; overrides probe.method, several compare."
+            help="aspect, aspect_s, grace, bgrl or polygcl; overrides probe.method, several "
+            "compare."
         ),
     ] = None,
     search: Annotated[
@@ -132,20 +133,21 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
                 def show(epoch: int, terms: dict[str, float], bar: Progress = progress) -> None:
                     bar.update(task, completed=epoch, figures=f"loss {terms['loss']:.3f}")  # noqa: B023
 
-                found.append(run_probe(experiment, show))
+                found.append(run_probe(experiment, show, leaking=leaking))
             write_result(found[-1], out)
     finally:  # what was finished before an interruption is shown, and is on disk
         if found:
-            terminal.console.print(_table(found, leaking))
+            terminal.console.print(_table(found))
             terminal.say(f"Results: [bold]{escape(str(out))}[/bold]")
 
 
-def _table(found: list["Probed"], leaking: bool) -> Table:
+def _table(found: list["Probed"]) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("probe", no_wrap=True)
     table.add_column("splits")
     for name in ("accuracy %", "untrained %"):
         table.add_column(name, min_width=len("99.99 ± 9.99"))
+    leaking = any(probed.result.leaking_test_accuracy is not None for probed in found)
     if leaking:
         table.add_column("leaking %")
         table.add_column("leaking, untrained %")
@@ -156,7 +158,8 @@ def _table(found: list["Probed"], leaking: bool) -> Table:
         both = (probed.result, probed.untrained)
         row = [f"{100 * r.mean:.2f} ± {100 * r.confidence:.2f}" for r in both]
         if leaking:
-            row += [f"{100 * r.leaking_test_accuracy.mean():.2f}" for r in both]
+            leaked = [r.leaking_test_accuracy for r in both]
+            row += ["-" if each is None else f"{100 * each.mean():.2f}" for each in leaked]
         if judged:
             row.append("-" if probed.policy_auc is None else f"{100 * probed.policy_auc:.0f}")
         table.add_row(probed.experiment.probe.name, probed.experiment.probe.splits, *row)

@@ -14,6 +14,7 @@ from graphcl.nodes.policy import (
     policy_divergence,
     reliability_target,
 )
+from graphcl.nodes.polygcl import PolyGCL, PolyGCLConfig
 from graphcl.nodes.probe import ProbeResult, bootstrap_half_width, linear_probe
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "NodeClassifier",
     "NodeEncoder",
     "NodeMethod",
+    "PolyGCL",
+    "PolyGCLConfig",
     "ProbeResult",
     "SpectralPolicy",
     "bootstrap_half_width",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from graphcl.nodes.batch_norm import BatchNorm
 from graphcl.nodes.convolution import ConvolutionEncoder, View, draw_view
 from graphcl.nodes.features import Features
 from graphcl.nodes.method import NodeMethod
@@ -42,20 +43,6 @@ class BGRLConfig:
     seed: int = 0
 
 
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that lets a lone node, which has no variance, pass as at inference.
-
-    Without normalisation all nodes soon point one way, which the predictor predicts for any.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1:
-            return super().forward(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
-
-
 class BGRL(NodeMethod):
     """A two-layer graph convolutional network that learns from its own moving average.
 
@@ -73,7 +60,7 @@ class BGRL(NodeMethod):
 
     def build(self, in_channels: int) -> None:
         width = self.config.hidden_channels
-        self.encoder = ConvolutionEncoder(in_channels, width, _BatchNorm)
+        self.encoder = ConvolutionEncoder(in_channels, width, BatchNorm)
         self.target = deepcopy(self.encoder).requires_grad_(False)
         self.predictor = nn.Sequential(nn.Linear(width, width), nn.PReLU(), nn.Linear(width, width))
 

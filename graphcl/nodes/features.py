@@ -98,8 +98,12 @@ def unit_rows(x: Features) -> Features:
 
 def rows(x: Features, index: Tensor) -> Tensor:
     """Return the features of some nodes as a dense matrix, ``[len(index), F]``."""
-    chosen = x[index]
-    return chosen if isinstance(chosen, Tensor) else chosen.matrix.to_dense()
+    return dense(x[index])
+
+
+def dense(x: Features) -> Tensor:
+    """Return features as a dense matrix, ``[N, F]``."""
+    return x if isinstance(x, Tensor) else x.matrix.to_dense()
 
 
 def linear(x: Features, weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -95,8 +95,17 @@ class NodeMethod(nn.Module, ABC):
         steps, total = count(), self.config.epochs * len(batches)
         optimizer.register_step_post_hook(lambda *_: self.after_step(next(steps) / total))
         self.train()
-        fit(self.loss, batches, optimizer, epochs=self.config.epochs, on_epoch=on_epoch)
+        self.optimize(batches, optimizer, on_epoch)
         return self.eval()
+
+    def optimize(
+        self,
+        batches: Iterable[PreparedGraph],
+        optimizer: torch.optim.Optimizer,
+        on_epoch: Callable[[int, dict[str, float]], None] | None,
+    ) -> None:
+        """Take the steps of :meth:`fit`."""
+        fit(self.loss, batches, optimizer, epochs=self.config.epochs, on_epoch=on_epoch)
 
     @torch.no_grad()
     def embed(self, data: Data) -> Tensor:

@@ -21,8 +21,9 @@ class ProbeResult:
         test_accuracy: Test accuracy at the first epoch of that validation accuracy.  Test labels
             decide nothing about it.
         leaking_test_accuracy: The largest test accuracy over all epochs that tie or raise the best
-            validation accuracy so far.  It **chooses by test labels** and is too high; it is here
-            only for comparison with tables made that way, PolyGCL's among them.
+            validation accuracy so far, if asked for, else None.  It **chooses by test labels** and
+            is too high; it is here only for comparison with tables made that way, PolyGCL's among
+            them.
         best_epoch: The epoch of ``test_accuracy``; the state after the first step is epoch 1.
         weight_decay: The weight decay in use, chosen on validation accuracy where there were
             several.
@@ -30,7 +31,7 @@ class ProbeResult:
 
     val_accuracy: np.ndarray
     test_accuracy: np.ndarray
-    leaking_test_accuracy: np.ndarray
+    leaking_test_accuracy: np.ndarray | None
     best_epoch: np.ndarray
     weight_decay: np.ndarray
 
@@ -96,6 +97,7 @@ def linear_probe(
     lr: float = 0.01,
     weight_decay: float | Sequence[float] = 0.0,
     patience: int | None = None,
+    leaking: bool = False,
     standardize: bool = False,
     seed: int = 0,
 ) -> ProbeResult:
@@ -120,6 +122,8 @@ def linear_probe(
             with the best validation accuracy, the earlier of equal ones.
         patience: A split's result is final after so many epochs without a better validation
             accuracy, and training ends when all are; None takes every epoch.
+        leaking: Whether to return ``leaking_test_accuracy`` too. It knows no patience, so that all
+            epochs are trained for it.
         standardize: Whether to shift and scale each column to mean 0 and standard deviation 1 over
             all N nodes, which takes no labels. Report it where you use it.
         seed: Decides the first weights.
@@ -163,18 +167,28 @@ def linear_probe(
     z, labels, masks = z[used], labels[used], masks[:, :, used]
 
     runs = [
-        _train(z, labels, masks, epochs=epochs, lr=lr, decay=decay, patience=patience, seed=seed)
+        _train(
+            z,
+            labels,
+            masks,
+            epochs=epochs,
+            lr=lr,
+            decay=decay,
+            patience=epochs if patience is None else patience,
+            leaking=leaking,
+            seed=seed,
+        )
         for decay in decays
     ]
     # [4, S, weight decays]; argmax takes the first of equal ones.
     found = np.stack([run.cpu().numpy() for run in runs], axis=-1)
     chosen = found[0].argmax(-1)
-    val, test, leaking, epoch = np.take_along_axis(found, chosen[None, :, None], -1)[..., 0]
+    val, test, leaked, epoch = np.take_along_axis(found, chosen[None, :, None], -1)[..., 0]
     num_val, num_test = masks[1:].sum(-1).cpu().numpy()
     return ProbeResult(
         val_accuracy=val / num_val,
         test_accuracy=test / num_test,
-        leaking_test_accuracy=leaking / num_test,
+        leaking_test_accuracy=leaked / num_test if leaking else None,
         best_epoch=epoch,
         weight_decay=np.asarray(decays, dtype=np.float64)[chosen],
     )
@@ -188,7 +202,8 @@ def _train(
     epochs: int,
     lr: float,
     decay: float,
-    patience: int | None,
+    patience: int,
+    leaking: bool,
     seed: int,
 ) -> Tensor:
     """Train every split's layer; return ``[4, S]``: val, test, leaking test hits, best epoch."""
@@ -204,7 +219,8 @@ def _train(
     target = torch.nn.functional.one_hot(y, num_classes).t()[:, None].to(z.dtype)  # [C, 1, N]
     share = train / train.sum(-1, keepdim=True).to(z.dtype)  # [S, N]
 
-    best, strict, leaking, best_epoch = z.new_full((4, num_splits), -1, dtype=torch.int64)
+    best, strict, leaked, best_epoch = z.new_full((4, num_splits), -1, dtype=torch.int64)
+    record = best.clone()  # the best validation hits whatever the patience
     running = torch.ones_like(best, dtype=torch.bool)
     logits = torch.addmm(bias, weight, z.t()).view(num_classes, num_splits, num_nodes)
     for epoch in range(1, epochs + 1):
@@ -216,20 +232,20 @@ def _train(
         logits = torch.addmm(bias, weight, z.t()).view(num_classes, num_splits, num_nodes)
         val, test = (held_out & (logits.max(0).indices == y)).sum(-1)
         better = running & (val > best)
-        leaking = torch.where(running & (val >= best), torch.maximum(leaking, test), leaking)
+        leaked = torch.where(val >= record, torch.maximum(leaked, test), leaked)
+        record = torch.maximum(record, val)
         strict = torch.where(better, test, strict)
         best = torch.where(better, val, best)
         best_epoch = torch.where(better, epoch, best_epoch)
-        if patience is not None:
-            running = epoch - best_epoch < patience
-            if not running.any():
-                break
+        running = epoch - best_epoch < patience
+        if not (leaking or running.any()):
+            break
     if not torch.isfinite(logits).all():
         raise DataError(
             f"linear_probe: logits are not finite after epoch {epoch}: rescale the embedding, for "
             "example with standardize=True"
         )
-    return torch.stack([best, strict, leaking, best_epoch])
+    return torch.stack([best, strict, leaked, best_epoch])
 
 
 def _initial_weights(

@@ -1,4 +1,4 @@
-"""Training that ends where a score on held-out data no longer gets better."""
+"""Training that ends where a score on held-out data, or the loss, no longer gets better."""
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -18,7 +18,7 @@ def fit_best(
     loss: Callable[[Batch], Mapping[str, Tensor]],
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
-    error: Callable[[], float],
+    error: Callable[[], float] | None = None,
     *,
     epochs: int,
     patience: int,
@@ -32,7 +32,8 @@ def fit_best(
         loss: See :func:`graphcl.training.fit`, as for the next two.
         batches: Read once per epoch.
         optimizer: Steps once per batch.
-        error: On held-out data, after every epoch; less is better, and of equals the first.
+        error: On held-out data, after every epoch; less is better, and of equals the first. By
+            default the training loss.
         epochs: At most.
         patience: Epochs without a smaller error until training ends.
         before_epoch: Called before every epoch.
@@ -51,9 +52,9 @@ def fit_best(
         model.train()
         terms = fit(loss, batches, optimizer, epochs=1)
         model.eval()
-        found = error()
+        found = terms["loss"] if error is None else error()
         if on_epoch is not None:
-            on_epoch(epoch, {**terms, "val": found})
+            on_epoch(epoch, terms if error is None else {**terms, "val": found})
         if found < least:
             least, best, kept = found, epoch, deepcopy(model.state_dict())
         if epoch - best >= patience:

@@ -58,7 +58,7 @@ def test_agrees_with_scikit_learn():
 def test_agrees_with_a_layer_trained_on_its_own_rows(decay):
     z, y = clusters(120)
     train, val, test = random_splits(y, 2)
-    result = linear_probe(z, y, train, val, test, epochs=60, weight_decay=decay)
+    result = linear_probe(z, y, train, val, test, epochs=60, weight_decay=decay, leaking=True)
     for split in range(2):
         rows = [mask[:, split] for mask in (train, val, test)]
         layer = first_layer(z, 3)
@@ -91,7 +91,7 @@ def first_layer(z, num_classes):
 def test_splits_do_not_see_each_other(patience):
     z, y = clusters()
     masks = random_splits(y)
-    settings = {"epochs": 150, "patience": patience, "weight_decay": (0.0, 0.3)}
+    settings = {"epochs": 150, "patience": patience, "weight_decay": (0.0, 0.3), "leaking": True}
     together = linear_probe(z, y, *masks, **settings)
     for split in range(10):
         alone = linear_probe(z, y, *(mask[:, split] for mask in masks), **settings)
@@ -101,7 +101,7 @@ def test_splits_do_not_see_each_other(patience):
 
 def test_strict_is_at_most_leaking():
     z, y = clusters(distance=0.4)
-    result = linear_probe(z, y, *random_splits(y), epochs=400)
+    result = linear_probe(z, y, *random_splits(y), epochs=400, leaking=True)
     assert (result.test_accuracy <= result.leaking_test_accuracy).all()
     assert (result.test_accuracy < result.leaking_test_accuracy).any()
     assert ((result.best_epoch >= 1) & (result.best_epoch <= 400)).all()
@@ -183,12 +183,26 @@ def test_patience_ends_a_split_and_keeps_what_it_had():
     assert_same(whole, linear_probe(z, y, *masks, epochs=300, patience=300))
 
 
+def test_the_leaking_figure_knows_no_patience_and_changes_no_other():
+    z, y = clusters(distance=0.4)
+    masks = random_splits(y)
+    whole = linear_probe(z, y, *masks, epochs=300, leaking=True)
+    short = linear_probe(z, y, *masks, epochs=300, patience=10)
+    both = linear_probe(z, y, *masks, epochs=300, patience=10, leaking=True)
+    assert short.leaking_test_accuracy is None
+    assert both.leaking_test_accuracy.tolist() == whole.leaking_test_accuracy.tolist()
+    assert both.test_accuracy.tolist() == short.test_accuracy.tolist()
+    assert both.best_epoch.tolist() == short.best_epoch.tolist()
+    assert both.best_epoch.tolist() != whole.best_epoch.tolist()
+
+
 def test_weight_decay_is_chosen_on_validation_accuracy():
     z, y = clusters(distance=0.4)
     masks = random_splits(y)
     decays = [0.0, 0.03, 30.0]
-    runs = [linear_probe(z, y, *masks, epochs=100, weight_decay=decay) for decay in decays]
-    chosen = linear_probe(z, y, *masks, epochs=100, weight_decay=decays)
+    settings = {"epochs": 100, "leaking": True}
+    runs = [linear_probe(z, y, *masks, **settings, weight_decay=decay) for decay in decays]
+    chosen = linear_probe(z, y, *masks, **settings, weight_decay=decays)
     best = np.stack([run.val_accuracy for run in runs]).argmax(0)
     assert len(set(best)) > 1
     assert chosen.weight_decay.tolist() == [decays[i] for i in best]

@@ -16,6 +16,8 @@ from graphcl.nodes import (
     ASPECTConfig,
     BGRLConfig,
     GRACEConfig,
+    PolyGCL,
+    PolyGCLConfig,
     linear_probe,
 )
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
@@ -29,8 +31,9 @@ METHODS = [
     (ASPECT, ASPECTConfig(**SMALL, fusion="concat", cutoff=1.0, input_scale=100.0)),
     (GRACE, GRACEConfig(**SMALL)),
     (BGRL, BGRLConfig(**SMALL)),
+    (PolyGCL, PolyGCLConfig(**SMALL, batch_norm=True)),
 ]
-IDS = ["aspect", "global", "low", "high", "mean", "concat", "grace", "bgrl"]
+IDS = ["aspect", "global", "low", "high", "mean", "concat", "grace", "bgrl", "polygcl"]
 
 
 @pytest.fixture(scope="module")
