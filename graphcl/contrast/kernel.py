@@ -6,7 +6,7 @@ With ``lse_i`` for the logarithm of the denominator and ``t_i = sum_j T_ij``, a 
 ``l_i = t_i lse_i - sum_j T_ij s_ij / tau`` and its gradient with respect to the logits is
 ``t_i W_ij exp(s_ij / tau - lse_i) - T_ij``. Neither needs more than one block of rows at a time,
 so the blocked path keeps only its inputs, ``lse`` and ``t`` and computes each block anew on the
-way back: one more matrix product instead of ``N x M`` memory.
+way back: one more matrix product instead of ``N x M`` memory. Where one block is all, it is kept.
 """
 
 from collections.abc import Iterator
@@ -93,26 +93,20 @@ def contrastive_loss(
             how = SCORES[score]
             q, k = how.prepare(queries.to(dtype), keys.to(dtype))
             if block_size is None:
-                loss, counts, _, _ = _rows(q, k, tau, how, wanted, allowed, slice(0, n))
+                loss, counts, _, _ = _rows(how.logits(q, k, tau), wanted, allowed, slice(0, n))
             else:
                 loss, counts = _Blocked.apply(q, k, tau, how, wanted, allowed, block_size)
         return _reduce(loss, counts, weight, reduction)
 
 
 def _rows(
-    queries: Tensor,
-    keys: Tensor,
-    tau: Tensor,
-    score: Score,
-    target: PairWeights,
-    candidates: PairWeights | None,
-    rows: slice,
+    logits: Tensor, target: PairWeights, candidates: PairWeights | None, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``l_i``, whether it counts, ``lse_i`` and ``t_i`` of a block of rows.
 
     ``lse_i`` is infinite for a row without a candidate, so that its softmax comes out as zeros.
+    The logits are changed in place.
     """
-    logits = score.logits(queries[rows], keys, tau)
     pulled, mass = target.pull(logits, rows)
     # Asked of the slots alone: a row whose scores are not finite counts, and spoils the loss.
     counts = mass > 0
@@ -148,12 +142,14 @@ class _Blocked(torch.autograd.Function):
         candidates: PairWeights | None,
         block_size: int,
     ) -> tuple[Tensor, Tensor]:
-        parts = [
-            _rows(queries, keys, tau, score, target, candidates, rows)
-            for rows in _blocks(len(queries), block_size)
-        ]
+        parts, kept = [], None
+        for rows in _blocks(len(queries), block_size):
+            logits = score.logits(queries[rows], keys, tau)
+            if len(logits) == len(queries):
+                kept = logits.clone() if candidates is not None else logits
+            parts.append(_rows(logits, target, candidates, rows))
         loss, counts, lse, mass = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.save_for_backward(queries, keys, tau, counts, lse, mass)
+        ctx.save_for_backward(queries, keys, tau, counts, lse, mass, kept)
         ctx.slots = (score, target, candidates, block_size)
         ctx.mark_non_differentiable(counts)
         return loss, counts
@@ -166,7 +162,7 @@ class _Blocked(torch.autograd.Function):
                 "contrastive_loss: the blocked path has no second derivative; "
                 "pass block_size=None where the gradient itself is differentiated"
             )
-        queries, keys, tau, counts, lse, mass = ctx.saved_tensors
+        queries, keys, tau, counts, lse, mass, kept = ctx.saved_tensors
         score, target, candidates, block_size = ctx.slots
         grad_rows = torch.where(counts, grads[0], 0)
         grad_queries = torch.empty_like(queries)
@@ -174,7 +170,7 @@ class _Blocked(torch.autograd.Function):
         grad_tau = torch.zeros_like(tau) if ctx.needs_input_grad[2] else None
         with torch.autocast(queries.device.type, enabled=False):
             for rows in _blocks(len(queries), block_size):
-                logits = score.logits(queries[rows], keys, tau)
+                logits = score.logits(queries[rows], keys, tau) if kept is None else kept
                 # A row without a candidate has an infinite lse, hence only zeros after exp.
                 grad = logits - lse[rows, None]
                 if candidates is not None:
