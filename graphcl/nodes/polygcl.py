@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from graphcl.nodes.batch_norm import BatchNorm
-from graphcl.nodes.features import Features, dense, rows
+from graphcl.nodes.features import Features, dense, drop
 from graphcl.nodes.method import NodeMethod
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import MonotoneFilters, SymmetricOperator
@@ -75,11 +75,11 @@ class PolyGCL(NodeMethod):
         self.discriminator = nn.Bilinear(width, width, 1)
         self.shares = nn.Parameter(torch.full((2,), 0.5))  # of low and high
 
-    def channels(self, x: Tensor, operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+    def channels(self, x: Features, operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
         """Return the low- and the high-frequency embedding of all nodes, ``[N, hidden]`` each."""
         config = self.config
         # Each channel drops features of its own.
-        dropped = [F.dropout(x, config.drop_features, self.training) for _ in range(2)]
+        dropped = [dense(drop(x, config.drop_features, self.training)) for _ in range(2)]
         low, high = (
             self.activation(self.linear(self.norm(F.dropout(part, config.dropout, self.training))))
             for part in self.filters(operator, *dropped)
@@ -87,13 +87,11 @@ class PolyGCL(NodeMethod):
         return low, high
 
     def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
-        return self._add(*self.channels(dense(x), operator))
+        return self._add(*self.channels(x, operator))
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
-        num_nodes = len(graph.x)
-        shuffled = rows(graph.x, torch.randperm(num_nodes))
-        real = self.channels(dense(graph.x), graph.operator)
-        false = self.channels(shuffled, graph.operator)
+        real = self.channels(graph.x, graph.operator)
+        false = self.channels(graph.x[torch.randperm(len(graph.x))], graph.operator)
         summary = self._add(*real).mean(0).relu()
         # What nn.Bilinear computes, without a copy of the summary per node.
         direction = self.discriminator.weight[0] @ summary

@@ -154,10 +154,12 @@ class _Polynomial(torch.autograd.Function):
         if v_needed:
             grad_v = _clenshaw(operator.matrix, grad, coefficients)
         if coefficients_needed:
-            flat = grad.flatten(1)
-            products = [flat @ v.flatten()]
-            products += [flat @ t.flatten() for t in _terms(operator.matrix, v, len(coefficients))]
-            grad_coefficients = torch.stack(products)
+            grad_coefficients = torch.zeros_like(coefficients)
+            for part, columns in zip(grad.split(_WIDTH, -1), v.split(_WIDTH, -1), strict=True):
+                flat = part.flatten(1)
+                terms = chain([columns], _terms(operator.matrix, columns, len(coefficients)))
+                for row, term in zip(grad_coefficients, terms, strict=True):
+                    row += flat @ term.flatten()
         return None, grad_v, grad_coefficients
 
 
