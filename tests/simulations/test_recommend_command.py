@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
 from graphcl.datasets import load_interactions, save_interactions, simulate_interactions
-from graphcl.errors import DataError
+from graphcl.errors import DataError, GraphCLError
 from graphcl.recommend import RECOMMENDERS, load_recommender
 from simulations import recommend_evaluation
 from simulations.recommend_evaluation import Figure
@@ -135,6 +138,33 @@ def test_processes_tell_of_every_epoch(recommend, tmp_path):
         (1, 2),
     ]
     assert sorted(told["2"], key=str) == sorted(told["1"], key=str)
+
+
+def test_what_ended_together_with_a_process_that_died_is_kept(recommend, tmp_path, monkeypatch):
+    class Pool(ThreadPoolExecutor):
+        """Its first training breaks the pool, its second has succeeded by then."""
+
+        def __init__(self, *_) -> None:
+            super().__init__(1)
+            self.given = 0
+
+        def submit(self, work, *arguments) -> Future:
+            self.given += 1
+            ended: Future = Future()
+            if self.given == 1:
+                ended.set_exception(BrokenProcessPool())
+            else:
+                ended.set_result(work(*arguments))
+            return ended
+
+    experiment = load_recommend_experiment(tmp_path / "tiny.toml", {})
+    monkeypatch.setattr(recommend_evaluation, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(recommend_evaluation, "_told", SimpleQueue())
+    evaluation = recommend_evaluation.Evaluation(experiment, ["sasrec"], tmp_path / "out")
+    with pytest.raises(GraphCLError, match="a process died"):
+        list(evaluation.run(2, lambda *_: None))
+    again = recommend_evaluation.Evaluation(experiment, ["sasrec"], tmp_path / "out")
+    assert [pair.seed for pair in again.missing] == [0]
 
 
 def test_several_files_make_a_table_each_under_names_of_their_own(recommend, tmp_path):
