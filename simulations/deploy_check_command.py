@@ -119,6 +119,12 @@ def _of_images(place: str, overrides: "dict[str, Scalar]") -> "dict[str, Scalar]
 
     size = int(overrides.get("data.images.size", 0))
     images = load_images(own_source(place), size=size or None)
+    for name in images.class_names:
+        if "," in name:
+            raise ConfigError(
+                f"{place}: class {name!r}: a federation lists the names of its classes in one line "
+                "(data.images.classes), commas between them; call the class otherwise"
+            )
     return {
         "data.images.classes": ", ".join(images.class_names),
         "data.images.size": images.x.size(2),

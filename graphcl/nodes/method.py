@@ -112,7 +112,8 @@ class NodeMethod(nn.Module, ABC):
         """Return the embeddings of a graph's nodes, also of one never seen, ``[N, hidden]``.
 
         The contrast knows directions only, so every row is scaled to length ``sqrt(hidden)``: a
-        unit per channel, whatever the scale of the features; a zero row stays zero.
+        unit per channel, whatever the scale of the features; a zero row stays zero. PolyGCL leaves
+        rows as they are unless told otherwise.
 
         Raises:
             GraphCLError: If the method was not fitted, or knows another number of features.

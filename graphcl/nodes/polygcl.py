@@ -3,8 +3,7 @@
 From the paper and its code: two polynomial filters that stay monotone and share one linear map,
 the mean of both channels as summary, a bilinear discriminator that tells each channel's nodes from
 those of shuffled features, both channels added with two learned weights, and training that ends
-where its loss no longer falls. Varied: the embedding's rows are scaled to one length, as those of
-every method here.
+where its loss no longer falls.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,6 +34,7 @@ class PolyGCLConfig:
         filter_weight_decay: Of the filters and of the channels' weights.
         epochs: At most.
         patience: Epochs without a smaller loss until training ends; what is kept is the best.
+        unit_rows: Whether embeddings are scaled to one length, as those of the other methods are.
     """
 
     hidden_channels: int = 512
@@ -50,6 +50,7 @@ class PolyGCLConfig:
     filter_weight_decay: float = 0.0
     epochs: int = 500
     patience: int = 20
+    unit_rows: bool = False
     seed: int = 0
 
 
@@ -88,6 +89,9 @@ class PolyGCL(NodeMethod):
 
     def forward(self, x: Features, operator: SymmetricOperator) -> Tensor:
         return self._add(*self.channels(x, operator))
+
+    def embedding(self, graph: PreparedGraph) -> Tensor:
+        return super().embedding(graph) if self.config.unit_rows else self(graph.x, graph.operator)
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         real = self.channels(graph.x, graph.operator)

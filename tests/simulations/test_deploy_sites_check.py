@@ -217,7 +217,12 @@ def test_a_bundle_says_all_that_is_needed(sites, graphcl, tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "called"),
-    [("classify", "nodes"), ("outages", "outage"), ("forecast", "traffic")],
+    [
+        ("classify", "nodes"),
+        ("images", "images"),
+        ("outages", "outage"),
+        ("forecast", "traffic"),
+    ],
 )
 def test_the_short_form_knows_the_tasks(sites, graphcl, task, called):
     _, data = sites(task)
@@ -254,6 +259,13 @@ def broken(folder: Path, **changes) -> None:
         arrays = dict(stored)
     arrays |= {key: change(arrays.get(key)) for key, change in changes.items()}
     np.savez(file, **{key: value for key, value in arrays.items() if value is not None})
+
+
+def test_a_class_that_a_list_would_take_for_two_is_named(sites, graphcl):
+    _, data = sites("images")
+    broken(Path(data[0]), classes=lambda names: np.array(["cat, tabby", *names[1:]]))
+    code, text = graphcl("deploy", "check", data[0], "--task", "images")
+    assert (code, "class 'cat, tabby': a federation lists" in text) == (2, True), text
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ METHODS = [
     (ASPECT, ASPECTConfig(**SMALL, fusion="concat", cutoff=1.0, input_scale=100.0)),
     (GRACE, GRACEConfig(**SMALL)),
     (BGRL, BGRLConfig(**SMALL)),
-    (PolyGCL, PolyGCLConfig(**SMALL, batch_norm=True)),
+    (PolyGCL, PolyGCLConfig(**SMALL, batch_norm=True, unit_rows=True)),
 ]
 IDS = ["aspect", "global", "low", "high", "mean", "concat", "grace", "bgrl", "polygcl"]
 

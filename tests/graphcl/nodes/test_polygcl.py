@@ -64,6 +64,15 @@ def test_training_ends_where_the_loss_stays_and_keeps_the_best(data) -> None:
     assert torch.equal(again.embed(data), fitted.embed(data))
 
 
+def test_rows_are_as_the_network_has_them_or_of_one_length(data) -> None:
+    raw = PolyGCL(PLAIN).start(data)
+    graph = prepare(data)
+    z = raw.embed(data)
+    assert torch.equal(z, raw(graph.x, graph.operator).detach())
+    scaled = PolyGCL(replace(PLAIN, unit_rows=True)).start(data).embed(data)
+    torch.testing.assert_close(scaled, F.normalize(z, dim=1) * 8**0.5)
+
+
 def test_it_embeds_better_than_the_features_alone(data) -> None:
     mask = torch.arange(300) % 4
     masks = (mask < 2, mask == 2, mask > 2)
