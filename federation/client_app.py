@@ -22,7 +22,7 @@ from federation.experiment import Experiment, Scalar, load_experiment
 from federation.learners import LEARNERS, ImageLearner, NodeLearner
 from federation.learners.base import clear_benches, copied
 from federation.privacy.masking import hide, new_key
-from federation.records import check_finite, round_of, to_arrays, to_tensors
+from federation.records import check_finite, pack, round_of, unpack
 from federation.strategies import ALGORITHMS, Exchange
 from federation.together import fit_together
 from graphcl.errors import FederationError, GraphCLError
@@ -208,7 +208,7 @@ def _recall(exchange: Exchange, context: Context) -> None:
     learner, stored = exchange.learner, context.state.array_records.get(LEARNER)
     # The learner still holds this very state where the last message came to the same process.
     if exchange.keeps(exchange.experiment) and (stored is None or learner.holds is not stored):
-        exchange.start() if stored is None else exchange.load_state(to_tensors(stored))
+        exchange.start() if stored is None else exchange.load_state(unpack(stored))
     learner.holds = None
 
 
@@ -221,7 +221,7 @@ def _remember(exchange: Exchange, context: Context, keep: bool) -> None:
     if keep:
         state = exchange.state()
         check_finite(state)  # a node must not keep what it could not recover from
-        context.state[LEARNER] = to_arrays(state)
+        context.state[LEARNER] = pack(state)
     if keep or not exchange.mixes:
         learner.holds = context.state.array_records.get(LEARNER)
 

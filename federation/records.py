@@ -1,6 +1,7 @@
 """The only place that packs and unpacks Flower records: tensors in, bytes out, and their size."""
 
 import io
+import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -58,6 +59,49 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Unpack named tensors onto the CPU."""
     return {name: torch.from_numpy(_numbers(array).copy()) for name, array in arrays.items()}
+
+
+def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Pack named tensors as one array for each type of number, which is named by what is in it.
+
+    For what is always read as a whole and by ourselves, such as the state of a node: a record of
+    dozens of arrays takes ten times as long to write and thirty times as long to read.
+    """
+    alike: dict[Any, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        alike.setdefault((tensor.dtype, tensor.device), {})[name] = tensor.detach()
+    record = ArrayRecord()
+    for group in alike.values():
+        layout = _layout(tuple((name, tuple(tensor.shape)) for name, tensor in group.items()))
+        numbers = torch.cat([tensor.reshape(-1) for tensor in group.values()])
+        record[layout] = _PackedArray.of(numbers.cpu().numpy())
+    return record
+
+
+def unpack(record: ArrayRecord) -> dict[str, Tensor]:
+    """Inverse of :func:`pack`: the tensors on the CPU, in no particular order."""
+    tensors: dict[str, Tensor] = {}
+    for layout, array in record.items():
+        names, shapes, sizes = _laid_out(layout)
+        parts = torch.from_numpy(_numbers(array).copy()).split(sizes)
+        for name, shape, part in zip(names, shapes, parts, strict=True):
+            tensors[name] = part.view(shape)
+    return tensors
+
+
+@lru_cache(maxsize=1024)
+def _layout(arrays: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    return json.dumps(arrays)
+
+
+@lru_cache(maxsize=1024)
+def _laid_out(layout: str) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
+    arrays = [(name, tuple(shape)) for name, shape in json.loads(layout)]
+    return (
+        [name for name, _ in arrays],
+        [shape for _, shape in arrays],
+        [math.prod(shape) for _, shape in arrays],
+    )
 
 
 def _numbers(array: Array) -> np.ndarray:

@@ -22,6 +22,7 @@ is asserted but that the carriers end in the same digest.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -154,14 +155,16 @@ def measure(run: Experiment, engine: str, actors: int, folder: Path) -> Figures:
         raise SystemExit(f"{run.run.name} on {engine} failed:\n{process.stderr.read().decode()}")
     rounds = _rounds(out)
     seconds = [line["seconds"] for line in rounds]
-    first, last = min(n for n in marks if n), max(n for n in marks if n < len(rounds))
+    # Rounds may pass faster than they are looked at: then no processor time is known.
+    seen = [n for n in marks if 0 < n < len(rounds)] or [min(n for n in marks if n)]
+    first, last = min(seen), max(seen)
     summary = json.loads((next(out.iterdir()) / "summary.json").read_text())
     updates = sum(line["ok"] for line in rounds)
     return Figures(
         update_ms=1e3 * statistics.median(seconds[1:-1]) / rounds[0]["cohort"],
         processor_ms=1e3
         * (marks[last][1] - marks[first][1])
-        / sum(line["ok"] for line in rounds[first:last]),
+        / (sum(line["ok"] for line in rounds[first:last]) or math.nan),
         startup_s=marks[first][0] - started - sum(seconds[:first]),
         wall_s=wall,
         peak_mib=family.peak_mib,

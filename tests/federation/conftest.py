@@ -19,6 +19,8 @@ from graphcl.datasets import Interactions, save_interactions
 from graphcl.datasets.node_graph import save_npz
 from simulations.carriers.local import LocalGrid
 
+pytest.register_assert_rewrite("edge_nodes")
+
 logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 TINY = {

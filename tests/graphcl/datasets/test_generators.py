@@ -25,6 +25,22 @@ def test_digits_are_joined_to_their_neighbours():
     assert homophily(data.edge_index, data.y) > 0.95
 
 
+def test_of_equally_near_digits_the_first_are_picked():
+    """In whole numbers, by hand: no rounding, and no choice that threads could change."""
+    pixels = (digits_graph().x * 16).long()
+    joined = torch.zeros(1797, 1797, dtype=torch.bool)
+    tied = 0
+    for node in range(1797):
+        distance = (pixels - pixels[node]).square().sum(1).tolist()
+        others = [(far, other) for other, far in enumerate(distance) if other != node]
+        near = sorted(others)[:4]
+        joined[node, [other for _, other in near[:3]]] = True
+        tied += near[2][0] == near[3][0]
+    assert tied > 10
+    edges = digits_graph(num_neighbors=3).edge_index
+    assert torch.equal(edges, (joined | joined.T).nonzero().T)
+
+
 def test_one_neighbour_is_the_nearest_digit():
     data = digits_graph(num_neighbors=1)
     distance = torch.cdist(data.x, data.x).fill_diagonal_(math.inf)
