@@ -67,15 +67,15 @@ def train(
       graphcl outage train FILE.toml --set outage.source=example/history --out model
     """
     from graphcl.outages import OutageForecaster
+    from graphcl.training import num_threads
     from simulations.outages import load_events
-    from simulations.probe import one_thread
 
     if out.exists():
         raise ConfigError(f"--out {out} exists already: name a new folder")
     experiment = _load(config, set_)
     events = load_events(experiment)
     forecaster = OutageForecaster(experiment.sa_hgnn, experiment.forecaster)
-    with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
+    with num_threads(1), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         total = forecaster.trainings(events.num_events)
         task = progress.add_task(experiment.outage.name, total=total, figures="")
         forecaster.fit(events, partial(progress.advance, task))
@@ -100,10 +100,10 @@ def predict(
     """
     from graphcl.datasets import load_storm
     from graphcl.outages import OutageForecaster
-    from simulations.probe import one_thread
+    from graphcl.training import num_threads
     from simulations.report.outage_map import write_outage_map
 
-    with terminal.console.status("Forecasting"), one_thread():
+    with terminal.console.status("Forecasting"), num_threads(1):
         forecaster = OutageForecaster.load(model)
         forecast = forecaster.predict(load_storm(event.absolute(), forecaster.territory))
         write_outage_map(out, _map_data(forecast, forecaster.forecaster.unit))
@@ -137,6 +137,7 @@ def evaluate(
 
       graphcl outage evaluate configs/outages/taiwan.toml --method sa_hgnn --intervals
     """
+    from graphcl.training import num_threads
     from simulations.outages import (
         METHODS,
         count_trainings,
@@ -146,7 +147,6 @@ def evaluate(
         write_evaluation,
     )
     from simulations.outages import evaluate as evaluate_method
-    from simulations.probe import one_thread
 
     methods = method or list(METHODS)
     unknown = [name for name in methods if name not in METHODS]
@@ -157,7 +157,7 @@ def evaluate(
     found: list[Evaluated] = []
     coverage = None
     try:
-        with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
+        with num_threads(1), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
             folds = len(divide(experiment, events))
             for name in methods:
                 task = progress.add_task(name, total=folds, figures="")

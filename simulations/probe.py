@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +34,7 @@ from graphcl.nodes import (
     bootstrap_half_width,
     linear_probe,
 )
+from graphcl.training import num_threads
 from simulations.keys import describe_config
 
 Masks = tuple[Tensor, Tensor, Tensor]
@@ -139,7 +139,7 @@ def run_probe(
     ``leaking`` the results also hold what a choice by test nodes would give.
     """
     data, masks = load_graph(experiment.probe)
-    with one_thread():
+    with num_threads(1):
         start = new_method(experiment).start(data)
         untrained = probe_embedding(experiment.probe, start.embed(data), data.y, masks, leaking)
         method = new_method(experiment).fit(data, on_epoch)
@@ -173,17 +173,6 @@ def new_method(experiment: ProbeExperiment) -> NodeMethod:
     """Return the method of an experiment, without weights yet."""
     name = experiment.probe.method
     return METHODS[name](getattr(experiment, name))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, so that a result does not depend on how many cores there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def write_result(probed: Probed, out: Path) -> Path:

@@ -50,7 +50,7 @@ def train(
 
       graphcl recommend train FILE.toml --set recommend.source=clicks.csv --out model.safetensors
     """
-    from simulations.probe import one_thread
+    from graphcl.training import num_threads
     from simulations.recommendations import load_data, new_recommender
 
     _check_new_file(out)
@@ -59,7 +59,7 @@ def train(
     with terminal.console.status("Loading the interactions"):
         interactions = load_data(experiment)
     model, best = new_recommender(experiment, name), 0.0
-    with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
+    with num_threads(1), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         task = progress.add_task(name, total=getattr(model.config, "epochs", 1), figures="")
 
         def show(epoch: int, terms: dict[str, float]) -> None:
@@ -219,7 +219,7 @@ def _evaluate(
 ) -> None:
     """Run one file's missing trainings; what was finished is shown even if it is interrupted."""
     from graphcl.recommend import RECOMMENDERS
-    from simulations.probe import one_thread
+    from graphcl.training import num_threads
     from simulations.recommend_evaluation import Evaluation
     from simulations.recommend_results import write_evaluation
 
@@ -232,7 +232,7 @@ def _evaluate(
             "already and are not run again"
         )
     try:
-        with one_thread(), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
+        with num_threads(1), Progress(*terminal.COLUMNS, console=terminal.console) as progress:
             task = progress.add_task(name, total=len(evaluation.pairs), completed=kept, figures="")
 
             def show(pair: "Pair", epoch: int, terms: dict[str, float]) -> None:

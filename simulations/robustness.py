@@ -22,12 +22,12 @@ from torch_geometric.data import Data
 from graphcl.errors import ConfigError
 from graphcl.nodes import NodeMethod, ProbeResult, bootstrap_half_width
 from graphcl.spectral import random_perturbation
+from graphcl.training import num_threads
 from simulations.probe import (
     Masks,
     ProbeExperiment,
     load_graph,
     new_method,
-    one_thread,
     probe_embedding,
 )
 
@@ -111,7 +111,7 @@ def run_robustness(
             [probed(*_evasion(clean, method.embed(graph), data.y, masks)) for graph in graphs],
         )
 
-    with one_thread():
+    with num_threads(1):
         method = fitted(data)
         clean = method.embed(data)
         return Robustness(

@@ -15,11 +15,11 @@ from typing import Any
 
 from federation.experiment import Scalar
 from graphcl.errors import ConfigError
+from graphcl.training import num_threads
 from simulations.probe import (
     ProbeExperiment,
     load_graph,
     new_method,
-    one_thread,
     probe_embedding,
     probe_experiment,
 )
@@ -107,7 +107,7 @@ def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) ->
 def _try(experiment: ProbeExperiment, settings: dict[str, Scalar]) -> Trial:
     started = time.perf_counter()
     data, masks = load_graph(experiment.probe)
-    with one_thread():
+    with num_threads(1):
         embedding = new_method(experiment).fit(data).embed(data)
         result = probe_embedding(experiment.probe, embedding, data.y, masks)
     seconds = time.perf_counter() - started

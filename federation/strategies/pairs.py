@@ -1,7 +1,6 @@
 """What a server learns from the prototypes that it received: labelled pairs in seeded batches."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -65,17 +64,5 @@ def fit_pairs(
         rng: Decides the batches.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
-    with _one_thread():
-        batches = _Batches(pairs, batch_size, rng)
-        fit(lambda batch: {"pairs": loss(batch)}, batches, optimizer, epochs=epochs)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sum in one order, however many threads the process of the server has on this carrier."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    batches = _Batches(pairs, batch_size, rng)
+    fit(lambda batch: {"pairs": loss(batch)}, batches, optimizer, epochs=epochs)

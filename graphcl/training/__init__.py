@@ -6,6 +6,7 @@ from graphcl.training.devices import select_device
 from graphcl.training.loop import fit
 from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, torch_rng
 from graphcl.training.stopping import fit_best
+from graphcl.training.threads import num_threads
 
 __all__ = [
     "clip_gradients",
@@ -13,6 +14,7 @@ __all__ = [
     "fit",
     "fit_best",
     "load_weights",
+    "num_threads",
     "numpy_rng",
     "save_weights",
     "seed_everything",

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Iterable, Mapping
 
+import torch
 from flwr.app import Message
 
 from federation.client_app import app as client_app
 from federation.client_app import forget_learners, train_together
 from federation.experiment import Experiment
+from graphcl.training import num_threads
 from simulations.carriers.base import (
     Carrier,
     SimulatedGrid,
@@ -29,6 +31,10 @@ class LocalGrid(SimulatedGrid):
         self.put_client_states({})
 
     def deliver(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        with num_threads(torch.get_num_threads()):  # clients set their own, the server's stay
+            return self._answers(messages)
+
+    def _answers(self, messages: list[Message]) -> list[Message]:
         together, reduces = self.batched(messages), self.reduces(messages)
         if not together and not reduces:
             return [self._answer(message) for message in messages]

@@ -1,6 +1,7 @@
 """FedTGP: the margin and the loss of the code, a server that learns, and what survives of it."""
 
 import math
+from functools import partialmethod
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from federation.learners import Forward
 from federation.records import to_tensors
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.fedtgp import FedTGP, adaptive_margin, margin_loss
-from federation.strategies.pairs import Pairs, fit_pairs, labelled_pairs
+from federation.strategies.pairs import Pairs, labelled_pairs
 from federation.strategies.prototypes import Upload
+from graphcl.training import num_threads
 
 CLASSES, WIDTH = 4, 6
 FACTS = Facts({1: 0, 2: 1, 3: 2}, channels={"in-channels": 5}, num_classes=CLASSES)
@@ -294,18 +296,19 @@ def test_unlike_encoders_learn_and_uploads_are_those_of_fedproto(tiny, staged, t
         assert second["values"].shape == (3, WIDTH)
 
 
-def test_server_sums_in_one_order_whatever_the_threads_of_its_process(found, rng):
-    pairs, model, seen = labelled_pairs(found.values()), torch.nn.Linear(WIDTH, 1), set()
+def test_server_sums_in_one_order_whatever_the_threads_of_its_process(
+    tiny, staged, tmp_path, monkeypatch
+):
+    seen: set[int] = set()
+    learn, fuse = FedTGP.learn, FedTGP.fuse
 
-    def loss(batch: Pairs) -> torch.Tensor:
+    def note(*arguments, method):
         seen.add(torch.get_num_threads())
-        return model(batch.values).square().mean()
+        return method(*arguments)
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        fit_pairs(model, loss, pairs, epochs=1, batch_size=2, learning_rate=0.1, rng=rng)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(FedTGP, "learn", partialmethod(note, method=learn))
+    monkeypatch.setattr(FedTGP, "fuse", partialmethod(note, method=fuse))
+    with num_threads(3):
+        staged(tiny("fedtgp", tmp_path, **{"simulation.cpus_per_client": 2})).serve()
+        assert torch.get_num_threads() == 3
     assert seen == {1}

@@ -18,9 +18,11 @@ from federation.records import (
     check_shape,
     from_bytes,
     num_bytes,
+    pack,
     to_arrays,
     to_bytes,
     to_tensors,
+    unpack,
 )
 from graphcl.errors import ReplyError
 
@@ -59,6 +61,18 @@ def test_unpacked_tensors_are_ones_own():
     arrays = to_arrays({"w": torch.zeros(3)})
     to_tensors(arrays)["w"] += 1
     assert to_tensors(arrays)["w"].tolist() == [0, 0, 0]
+
+
+def test_packed_tensors_return_bit_by_bit_and_are_ones_own():
+    state = RecordDict({"state": pack(TENSORS), "nothing": pack({})})
+    assert len(state["state"]) == len({tensor.dtype for tensor in TENSORS.values()})
+    again = from_bytes(to_bytes(state))
+    back = unpack(again["state"])
+    assert back.keys() == TENSORS.keys()
+    assert all(same(back[name], tensor) for name, tensor in TENSORS.items())
+    assert unpack(again["nothing"]) == {}
+    back["float"] += 1
+    assert same(unpack(again["state"])["float"], TENSORS["float"])
 
 
 def content() -> RecordDict:
