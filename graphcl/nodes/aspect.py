@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 from graphcl.contrast import info_nce
 from graphcl.errors import GraphCLError
 from graphcl.nodes.features import Features, drop, linear
-from graphcl.nodes.method import NodeMethod, draw_anchors, projection_head
+from graphcl.nodes.method import NodeMethod, draw_anchors, grouped, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
@@ -229,13 +229,7 @@ class ASPECT(SpectralEncoder, NodeMethod):
         return evidence_target(evidence, self.config.evidence_temperature)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        filters = {id(parameter) for parameter in self.filters.parameters()}
-        others = [p for p in self.parameters() if id(p) not in filters]
-        rate = self.config.filter_learning_rate
-        return [
-            {"params": others},
-            {"params": list(self.filters.parameters()), "lr": rate, "weight_decay": 0.0},
-        ]
+        return grouped(self, list(self.filters.parameters()), self.config.filter_learning_rate, 0.0)
 
     @torch.no_grad()
     def spectral_policy(self, data: Data) -> Tensor:

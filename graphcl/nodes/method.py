@@ -170,6 +170,18 @@ def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | None:
     return torch.randperm(num_nodes)[:num_anchors]
 
 
+def grouped(
+    method: nn.Module, own: list[nn.Parameter], learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return an optimiser's groups: some parameters with a step size and decay of their own."""
+    known = {id(parameter) for parameter in own}
+    others = [p for p in method.parameters() if id(p) not in known]
+    return [
+        {"params": others},
+        {"params": own, "lr": learning_rate, "weight_decay": weight_decay},
+    ]
+
+
 def projection_head(channels: int, out_channels: int) -> nn.Sequential:
     """Return GRACE's projection head: the loss sees its output, the user never does."""
     return nn.Sequential(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from graphcl.nodes.batch_norm import BatchNorm
 from graphcl.nodes.features import Features, dense, drop
-from graphcl.nodes.method import NodeMethod
+from graphcl.nodes.method import NodeMethod, grouped
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import MonotoneFilters, SymmetricOperator
 from graphcl.training import fit_best
@@ -104,17 +104,8 @@ class PolyGCL(NodeMethod):
         return {"discrimination": missed / 2}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        config = self.config
-        spectral = [*self.filters.parameters(), self.shares]
-        known = {id(parameter) for parameter in spectral}
-        return [
-            {"params": [p for p in self.parameters() if id(p) not in known]},
-            {
-                "params": spectral,
-                "lr": config.filter_learning_rate,
-                "weight_decay": config.filter_weight_decay,
-            },
-        ]
+        rate, decay = self.config.filter_learning_rate, self.config.filter_weight_decay
+        return grouped(self, [*self.filters.parameters(), self.shares], rate, decay)
 
     def optimize(
         self,
