@@ -38,7 +38,7 @@ from torch import Tensor
 from federation.client_app import forget_learners
 from federation.experiment import Experiment, load_experiment
 from federation.learners import ForecastLearner
-from federation.records import to_tensors
+from federation.records import unpack
 from federation.strategies import ALGORITHMS
 from federation.strategies.base import Facts
 from graphcl.datasets import ConfoundedSeries, confounded_series, save_series
@@ -82,7 +82,7 @@ def federate(experiment: Experiment, rounds: int) -> list[ForecastLearner]:
         for state in grid.contexts[
             partition
         ].state.array_records.values():  # none before the first round
-            exchange.load_state(to_tensors(state))
+            exchange.load_state(unpack(state))
         exchange.receive(RecordDict(dict(strategy.content_for(partition))))
     return learners
 

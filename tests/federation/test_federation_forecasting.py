@@ -11,7 +11,7 @@ from federation.experiment import Experiment
 from federation.learners import ForecastLearner
 from federation.learners.base import is_named
 from federation.learners.sites import sites
-from federation.records import to_tensors
+from federation.records import to_tensors, unpack
 from federation.scores import SCORES
 from federation.strategies.weights import shared_weights
 from graphcl.datasets import SpatioTemporalSeries, confounded_series, save_series
@@ -71,7 +71,7 @@ def same(one, other) -> bool:
 
 
 def kept(grid, partition: int) -> dict[str, torch.Tensor]:
-    return to_tensors(grid.contexts[partition].state.array_records["learner"])
+    return unpack(grid.contexts[partition].state.array_records["learner"])
 
 
 def evaluated(grid, partition: int, server_round: int = 2) -> dict[str, float]:

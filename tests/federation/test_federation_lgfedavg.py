@@ -7,7 +7,7 @@ from torch import nn
 from federation.experiment import Experiment
 from federation.learners import LEARNERS, NodeLearner
 from federation.learners.base import is_named
-from federation.records import to_tensors
+from federation.records import to_tensors, unpack
 from federation.strategies.weights import shared_weights
 
 HEAD = {"head.weight", "head.bias"}
@@ -47,8 +47,8 @@ def test_encoders_stay_and_each_is_trained_on(unlike, staged, tmp_path):
     grid = staged(experiment)
     grid.serve()
     for client in range(3):
-        kept = to_tensors(grid.states["train", 2, client]["after"]["learner"])
-        before = to_tensors(grid.states["train", 2, client]["before"]["learner"])
+        kept = unpack(grid.states["train", 2, client]["after"]["learner"])
+        before = unpack(grid.states["train", 2, client]["before"]["learner"])
         model = NodeLearner.build(experiment, client, {"in-channels": 5}, 3).state_dict()
         assert set(kept) == set(model) - HEAD
         assert any(not torch.equal(kept[name], before[name]) for name in kept)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from federation.learners import OutageLearner, clients_of
-from federation.records import to_tensors
+from federation.records import to_tensors, unpack
 from federation.scores import SCORES
 from federation.strategies.feddbp import FedDBPExchange
 from graphcl.datasets import OutageEvents, save_outage_events, simulate_storms
@@ -90,7 +90,7 @@ def own_scales(experiment, partition: int) -> dict[str, torch.Tensor]:
 
 
 def kept(grid, partition: int) -> dict[str, torch.Tensor]:
-    return to_tensors(grid.contexts[partition].state.array_records["learner"])
+    return unpack(grid.contexts[partition].state.array_records["learner"])
 
 
 def sent_up(grid, server_round: int, partition: int) -> dict[str, torch.Tensor]:

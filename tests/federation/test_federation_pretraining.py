@@ -8,7 +8,7 @@ from federation.experiment import Experiment
 from federation.learners import NodeLearner, PretrainingLearner
 from federation.learners.graphs import client_graphs, graph_of
 from federation.learners.pretraining import fit_probe
-from federation.records import to_tensors
+from federation.records import to_tensors, unpack
 from graphcl.errors import ConfigError
 from graphcl.nodes import linear_probe
 from graphcl.training import seed_everything
@@ -33,7 +33,7 @@ def swap_labels(monkeypatch, experiment) -> None:
 
 
 def encoder_after_training(grid, partition: int = 1) -> dict[str, torch.Tensor]:
-    state = to_tensors(grid.contexts[partition].state.array_records["learner"])
+    state = unpack(grid.contexts[partition].state.array_records["learner"])
     return {name: v for name, v in state.items() if name.startswith("model/encoder.")}
 
 
@@ -91,7 +91,7 @@ def test_the_gate_stays_on_its_node_and_all_else_is_shared(tiny, staged, tmp_pat
     grid.serve()
     down = to_tensors(grid.sent["evaluate", 2, 0].content["arrays"])
     whole = PretrainingLearner(tiny("fedavg", **GATE), 0).model.state_dict()
-    kept = [to_tensors(grid.contexts[p].state["learner"]) for p in range(3)]
+    kept = [unpack(grid.contexts[p].state["learner"]) for p in range(3)]
     assert set(kept[0]) == {name for name in whole if name.startswith("encoder.policy.")}
     assert set(down) == set(whole) - set(kept[0])
     assert set(to_tensors(grid.replies["train", 2, 0].content["arrays"])) == set(down)
@@ -112,8 +112,8 @@ def test_a_kept_gate_comes_back_with_the_next_round(tiny, staged, tmp_path, monk
     monkeypatch.setattr(PretrainingLearner, "fit", fit)
     grid.serve()
     aggregate = to_tensors(grid.sent["train", 2, 1].content["arrays"])
-    kept = to_tensors(grid.states["train", 1, 1]["after"]["learner"])
-    after = to_tensors(grid.states["train", 2, 1]["after"]["learner"])
+    kept = unpack(grid.states["train", 1, 1]["after"]["learner"])
+    after = unpack(grid.states["train", 2, 1]["after"]["learner"])
     assert same(aggregate | kept, seen)
     assert not same(kept, after)
 
@@ -121,7 +121,7 @@ def test_a_kept_gate_comes_back_with_the_next_round(tiny, staged, tmp_path, monk
 def test_a_personal_head_works_for_classification_too(tiny, staged, tmp_path):
     grid = staged(tiny("fedprox", tmp_path, **{"strategy.personal_weights": "head"}))
     grid.serve()
-    assert set(to_tensors(grid.contexts[0].state["learner"])) == {"head.weight", "head.bias"}
+    assert set(unpack(grid.contexts[0].state["learner"])) == {"head.weight", "head.bias"}
     names = set(to_tensors(grid.sent["train", 2, 0].content["arrays"]))
     assert names
     assert not any(name.startswith("head") for name in names)

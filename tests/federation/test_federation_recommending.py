@@ -9,7 +9,7 @@ from torch import nn
 
 from federation.learners import RecommendLearner
 from federation.learners.platforms import platform_of, platforms
-from federation.records import to_tensors
+from federation.records import to_tensors, unpack
 from federation.scores import SCORES
 from federation.strategies import ALGORITHMS
 from federation.strategies.weights import shared_weights
@@ -55,7 +55,7 @@ def same(one, other) -> bool:
 
 
 def kept(grid, partition: int) -> dict[str, torch.Tensor]:
-    return to_tensors(grid.contexts[partition].state.array_records["learner"])
+    return unpack(grid.contexts[partition].state.array_records["learner"])
 
 
 def evaluated(grid, partition: int, server_round: int = 2) -> dict[str, float]:

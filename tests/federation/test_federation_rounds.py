@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from federation.figures import weighted_mean
-from federation.records import to_arrays, to_bytes, to_tensors
+from federation.records import to_arrays, to_bytes, to_tensors, unpack
 from federation.run_directory import RunDirectory
 from federation.strategies import ALGORITHMS, Facts
 from graphcl.errors import FederationError
@@ -225,7 +225,7 @@ def test_training_that_ends_in_nan_does_not_reach_the_clients_state(
         in_fit(grid, KEY, ruin)
 
     grid = run_with(name, prepare)
-    state = to_tensors(grid.contexts[1].state["learner"])
+    state = unpack(grid.contexts[1].state["learner"])
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert not grid.replies["train", 3, 1].has_error()
 

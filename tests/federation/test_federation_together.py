@@ -5,7 +5,7 @@ import torch
 
 from federation.experiment import Experiment
 from federation.learners import NodeLearner
-from federation.records import from_bytes, to_tensors
+from federation.records import from_bytes, to_tensors, unpack
 from federation.run_directory import RunDirectory
 from federation.strategies.feddbp import FedDBPExchange
 from federation.strategies.prototypes import PrototypeTable
@@ -72,7 +72,7 @@ def test_personal_clients_keep_in_batches_what_they_keep_alone(
         LocalGrid(tiny(strategy, tmp_path / folder, **TOGETHER, **own, **keys)).serve()
         clients = RunDirectory(tmp_path / folder).resume().clients
         kept = {p: from_bytes(clients[p]).array_records["learner"] for p in clients}
-        states.append({p: to_tensors(record) for p, record in kept.items()})
+        states.append({p: unpack(record) for p, record in kept.items()})
         lines = lines_of(tmp_path / folder, kind="client", status="ok")
         losses.append([line["loss"] for line in lines])
     assert states[0].keys() == states[1].keys()
