@@ -1,11 +1,12 @@
 """Evaluate label-free node methods: pre-train on a graph, freeze, probe linearly over splits."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
@@ -64,6 +65,9 @@ class ProbeTable(Table):
     weight_decay: float = key(0.0, "L2 penalty of the probe", ge=0)
     epochs: int = key(2000, "steps of the probe", ge=1)
     patience: int = key(200, "steps without a better validation accuracy that end it", ge=1)
+    seeds: int = key(
+        1, "trainings, of the method's seed and those that follow it; accuracies are means", ge=1
+    )
 
 
 class ProbeExperiment(Table):
@@ -93,15 +97,15 @@ class Probed:
 
     Attributes:
         experiment: The whole configuration.
-        result: Accuracies per split.
+        results: Accuracies per split, one entry per training.
         untrained: The same of the method before its first step: what the filters alone give.
-        policy_auc: How well the spectral policy tells homophilic nodes from others, in [0, 1]; None
-            for a method without one, or a graph of one kind of nodes.
+        policy_auc: How well the spectral policy tells homophilic nodes from others, in [0, 1], mean
+            over the trainings; None for a method without one, or a graph of one kind of nodes.
     """
 
     experiment: ProbeExperiment
-    result: ProbeResult
-    untrained: ProbeResult
+    results: list[ProbeResult]
+    untrained: list[ProbeResult]
     policy_auc: float | None
 
 
@@ -139,13 +143,20 @@ def run_probe(
     ``leaking`` the results also hold what a choice by test nodes would give.
     """
     data, masks = load_graph(experiment.probe)
-    with num_threads(1):
-        start = new_method(experiment).start(data)
-        untrained = probe_embedding(experiment.probe, start.embed(data), data.y, masks, leaking)
-        method = new_method(experiment).fit(data, on_epoch)
-        result = probe_embedding(experiment.probe, method.embed(data), data.y, masks, leaking)
-        policy_auc = _policy_auc(method, data)
-    return Probed(experiment, result, untrained, policy_auc)
+    results, untrained, policy_aucs = [], [], []
+    for training in range(experiment.probe.seeds):
+        with num_threads(1):
+            start = new_method(experiment, training).start(data)
+            untrained.append(
+                probe_embedding(experiment.probe, start.embed(data), data.y, masks, leaking)
+            )
+            method = new_method(experiment, training).fit(data, on_epoch)
+            results.append(
+                probe_embedding(experiment.probe, method.embed(data), data.y, masks, leaking)
+            )
+            policy_aucs.append(_policy_auc(method, data))
+    known = [auc for auc in policy_aucs if auc is not None]
+    return Probed(experiment, results, untrained, float(np.mean(known)) if known else None)
 
 
 def probe_embedding(
@@ -169,10 +180,11 @@ def load_graph(probe: ProbeTable) -> tuple[Data, Masks]:
     return data, _splits(probe, data.y, data)
 
 
-def new_method(experiment: ProbeExperiment) -> NodeMethod:
-    """Return the method of an experiment, without weights yet."""
+def new_method(experiment: ProbeExperiment, training: int = 0) -> NodeMethod:
+    """Return the method of an experiment, without weights yet, for the training of that number."""
     name = experiment.probe.method
-    return METHODS[name](getattr(experiment, name))
+    config = getattr(experiment, name)
+    return METHODS[name](replace(config, seed=config.seed + training))
 
 
 def write_result(probed: Probed, out: Path) -> Path:
@@ -181,12 +193,42 @@ def write_result(probed: Probed, out: Path) -> Path:
     path = out / f"{probed.experiment.probe.name}-{probed.experiment.probe.splits}.json"
     content = {
         "experiment": probed.experiment.model_dump(),
-        "trained": _figures(probed.result),
-        "untrained": _figures(probed.untrained),
+        "trained": figures(probed.results),
+        "untrained": figures(probed.untrained),
         "policy_auc": probed.policy_auc,
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def by_split(probes: Sequence[ProbeResult]) -> np.ndarray:
+    """Return the test accuracy of each split, averaged over several probes of the same splits."""
+    return np.mean([probe.test_accuracy for probe in probes], axis=0)
+
+
+def figures(probes: Sequence[ProbeResult]) -> dict[str, Any]:
+    """Return what several probes of the same splits found, as it is written to JSON.
+
+    The confidence is that of the splits; how far trainings lie apart is in ``test_accuracy``.
+    """
+    accuracy = by_split(probes)
+    found: dict[str, Any] = {
+        "mean": float(accuracy.mean()),
+        "confidence": bootstrap_half_width(accuracy),
+        "validation_mean": float(np.mean([probe.val_accuracy for probe in probes])),
+        "test_accuracy": [probe.test_accuracy.tolist() for probe in probes],
+    }
+    leaked = leaking_by_split(probes)
+    if leaked is not None:
+        found["leaking_mean"] = float(leaked.mean())
+        found["leaking_confidence"] = bootstrap_half_width(leaked)
+    return found
+
+
+def leaking_by_split(probes: Sequence[ProbeResult]) -> np.ndarray | None:
+    """Return the leaking test accuracy of each split, averaged as :func:`by_split` does."""
+    leaked = [p.leaking_test_accuracy for p in probes if p.leaking_test_accuracy is not None]
+    return np.mean(leaked, axis=0) if leaked else None
 
 
 def describe_probe_keys() -> Iterator[tuple[str, Scalar, str]]:
@@ -209,20 +251,6 @@ def _policy_auc(method: NodeMethod, data: Data) -> float | None:
     if homophilic.min() == homophilic.max():
         return None
     return roc_auc(method.spectral_policy(data)[degree > 0, 0], homophilic)
-
-
-def _figures(result: ProbeResult) -> dict[str, Any]:
-    figures = {
-        "mean": result.mean,
-        "confidence": result.confidence,
-        "validation_mean": float(result.val_accuracy.mean()),
-        "test_accuracy": result.test_accuracy.tolist(),
-    }
-    leaked = result.leaking_test_accuracy
-    if leaked is not None:
-        figures["leaking_mean"] = float(leaked.mean())
-        figures["leaking_confidence"] = bootstrap_half_width(leaked)
-    return figures
 
 
 def _splits(probe: ProbeTable, y: Tensor, data: Any) -> Masks:

@@ -15,8 +15,11 @@ from graphcl.errors import ConfigError
 from simulations import terminal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from federation.experiment import Scalar
     from simulations.probe import Probed, ProbeExperiment
+    from simulations.search import Trial
 
 
 def probe(
@@ -65,7 +68,9 @@ def probe(
     """Pre-train a node method without labels and evaluate its frozen embedding linearly.
 
     Ten splits; the epoch of the probe is chosen on validation nodes, the test nodes are touched
-    once. The untrained column is the same network before its first step. Where the method has a
+    once. The untrained column is the same network before its first step. With probe.seeds above
+    one, accuracies are means over so many trainings, and a column has the lowest and the highest of
+    them; --search judges a setting by its mean, too. Where the method has a
     spectral policy, the last column says how well it tells homophilic nodes from the others: the
     area under the ROC curve, 50 is chance.
 
@@ -128,10 +133,11 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
         for experiment in experiments:
             own = getattr(experiment, experiment.probe.method)
             with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
-                task = progress.add_task(experiment.probe.name, total=own.epochs, figures="")
+                total = own.epochs * experiment.probe.seeds
+                task = progress.add_task(experiment.probe.name, total=total, figures="")
 
                 def show(epoch: int, terms: dict[str, float], bar: Progress = progress) -> None:
-                    bar.update(task, completed=epoch, figures=f"loss {terms['loss']:.3f}")  # noqa: B023
+                    bar.update(task, advance=1, figures=f"loss {terms['loss']:.3f}")  # noqa: B023
 
                 found.append(run_probe(experiment, show, leaking=leaking))
             write_result(found[-1], out)
@@ -142,12 +148,17 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
 
 
 def _table(found: list["Probed"]) -> Table:
+    from simulations.probe import by_split, leaking_by_split
+
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("probe", no_wrap=True)
     table.add_column("splits")
     for name in ("accuracy %", "untrained %"):
         table.add_column(name, min_width=len("99.99 ± 9.99"))
-    leaking = any(probed.result.leaking_test_accuracy is not None for probed in found)
+    seeded = any(len(probed.results) > 1 for probed in found)
+    if seeded:
+        table.add_column("over seeds %")
+    leaking = any(leaking_by_split(probed.results) is not None for probed in found)
     if leaking:
         table.add_column("leaking %")
         table.add_column("leaking, untrained %")
@@ -155,10 +166,13 @@ def _table(found: list["Probed"]) -> Table:
     if judged:
         table.add_column("policy AUC %")
     for probed in found:
-        both = (probed.result, probed.untrained)
-        row = [f"{100 * r.mean:.2f} ± {100 * r.confidence:.2f}" for r in both]
+        both = (probed.results, probed.untrained)
+        row = [_with_interval(by_split(probes)) for probes in both]
+        if seeded:
+            means = [100 * result.mean for result in probed.results]
+            row.append(f"{min(means):.2f} to {max(means):.2f}" if len(means) > 1 else "-")
         if leaking:
-            leaked = [r.leaking_test_accuracy for r in both]
+            leaked = [leaking_by_split(probes) for probes in both]
             row += ["-" if each is None else f"{100 * each.mean():.2f}" for each in leaked]
         if judged:
             row.append("-" if probed.policy_auc is None else f"{100 * probed.policy_auc:.0f}")
@@ -166,35 +180,55 @@ def _table(found: list["Probed"]) -> Table:
     return table
 
 
+def _with_interval(accuracy: "np.ndarray") -> str:
+    from graphcl.nodes import bootstrap_half_width
+
+    return f"{100 * accuracy.mean():.2f} ± {100 * bootstrap_half_width(accuracy):.2f}"
+
+
 def _search(files: list[File], out: Path) -> None:
-    from federation.experiment import read_toml
-    from simulations.search import Trial, count_trials, search, write_search
+    from simulations.search import best
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("probe", "best setting", "validation %", "trials", "seconds"):
         table.add_column(name, no_wrap=name == "probe")
     try:
-        for path, overrides, experiment in files:
-            with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
-                total = count_trials(experiment)
-                task = progress.add_task(experiment.probe.name, total=total, figures="")
-
-                def show(trial: Trial, bar: Progress = progress) -> None:
-                    bar.update(task, advance=1, figures=f"val {trial.val_accuracy:.4f}")  # noqa: B023
-
-                trials = search(read_toml(path, overrides), str(path), show)
-            write_search(experiment, trials, out)
-            best = trials[-1]
+        for file in files:
+            trials = _search_one(*file, out)
+            winner = best(trials)
+            settings = (f"{key} = {value}" for key, value in winner.settings.items())
             table.add_row(
-                experiment.probe.name,
-                ", ".join(f"{key} = {value}" for key, value in best.settings.items()) or "the file",
-                f"{100 * best.val_accuracy:.2f}",
+                file[-1].probe.name,
+                ", ".join(settings) or "the file",
+                f"{100 * winner.val_accuracy:.2f}",
                 str(len(trials)),
                 f"{sum(trial.seconds for trial in trials):.0f}",
             )
     finally:
         terminal.console.print(table)
     terminal.say(f"Trials: [bold]{escape(str(out))}[/bold]")
+
+
+def _search_one(
+    path: Path, overrides: "dict[str, Scalar]", experiment: "ProbeExperiment", out: Path
+) -> list["Trial"]:
+    """Search over one file; every trial is on disk before the next begins."""
+    from federation.experiment import read_toml
+    from simulations.search import best, count_trials, search, write_search
+
+    trials: list[Trial] = []
+    with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
+        total = count_trials(experiment)
+        task = progress.add_task(experiment.probe.name, total=total, figures="")
+
+        def keep(trial: "Trial") -> None:
+            trials.append(trial)
+            write_search(experiment, trials, out)
+            figures = f"val {trial.val_accuracy:.4f}, best {best(trials).val_accuracy:.4f}"
+            progress.update(task, advance=1, figures=figures)
+
+        search(read_toml(path, overrides), str(path), keep)
+    return trials
 
 
 def _perturb(experiments: list["ProbeExperiment"], perturb: str, seeds: int, out: Path) -> None:
@@ -209,7 +243,7 @@ def _perturb(experiments: list["ProbeExperiment"], perturb: str, seeds: int, out
     results = []
     for experiment in experiments:
         with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
-            total = 1 + len(ratios) * seeds
+            total = experiment.probe.seeds * (1 + len(ratios) * seeds)
             task = progress.add_task(experiment.probe.name, total=total, figures="")
             found = run_robustness(experiment, ratios, seeds, partial(progress.advance, task))
         write_robustness(found, out)

@@ -10,9 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
@@ -26,6 +24,8 @@ from graphcl.training import num_threads
 from simulations.probe import (
     Masks,
     ProbeExperiment,
+    by_split,
+    figures,
     load_graph,
     new_method,
     probe_embedding,
@@ -34,7 +34,7 @@ from simulations.probe import (
 
 @dataclass(frozen=True)
 class Perturbed:
-    """Probes on the graphs of one strength of perturbation, one per seed.
+    """Probes on the graphs of one strength of perturbation, one per training and graph.
 
     Attributes:
         ratio: Flips per edge, and noise per standard deviation of a feature.
@@ -53,12 +53,12 @@ class Robustness:
 
     Attributes:
         experiment: The whole configuration.
-        clean: The probe on the graph as it is.
+        clean: The probes on the graph as it is, one per training.
         perturbed: One entry per strength.
     """
 
     experiment: ProbeExperiment
-    clean: ProbeResult
+    clean: list[ProbeResult]
     perturbed: list[Perturbed]
 
 
@@ -91,12 +91,13 @@ def run_robustness(
         experiment: What is evaluated, and how.
         ratios: Strengths of :func:`graphcl.spectral.random_perturbation`.
         seeds: Number of perturbed graphs per strength.
-        on_fit: Called after every training, ``1 + len(ratios) * seeds`` times.
+        on_fit: Called after every training, ``probe.seeds * (1 + len(ratios) * seeds)`` times.
     """
     data, masks = load_graph(experiment.probe)
+    trainings = range(experiment.probe.seeds)
 
-    def fitted(graph: Data) -> NodeMethod:
-        method = new_method(experiment).fit(graph)
+    def fitted(graph: Data, training: int) -> NodeMethod:
+        method = new_method(experiment, training).fit(graph)
         on_fit()
         return method
 
@@ -105,17 +106,22 @@ def run_robustness(
 
     def perturb(ratio: float) -> Perturbed:
         graphs = [random_perturbation(data, ratio, seed=seed) for seed in range(seeds)]
+        pairs = [(training, graph) for training in trainings for graph in graphs]
+        poisoned = [fitted(graph, training).embed(graph) for training, graph in pairs]
+        evaded = [(clean[training], methods[training].embed(graph)) for training, graph in pairs]
         return Perturbed(
             ratio,
-            [probed(fitted(graph).embed(graph), data.y, masks) for graph in graphs],
-            [probed(*_evasion(clean, method.embed(graph), data.y, masks)) for graph in graphs],
+            [probed(embedding, data.y, masks) for embedding in poisoned],
+            [probed(*_evasion(*both, data.y, masks)) for both in evaded],
         )
 
     with num_threads(1):
-        method = fitted(data)
-        clean = method.embed(data)
+        methods = [fitted(data, training) for training in trainings]
+        clean = [method.embed(data) for method in methods]
         return Robustness(
-            experiment, probed(clean, data.y, masks), [perturb(ratio) for ratio in ratios]
+            experiment,
+            [probed(embedding, data.y, masks) for embedding in clean],
+            [perturb(ratio) for ratio in ratios],
         )
 
 
@@ -125,12 +131,12 @@ def write_robustness(found: Robustness, out: Path) -> Path:
     path = out / f"{found.experiment.probe.name}-perturbed.json"
     content = {
         "experiment": found.experiment.model_dump(),
-        "clean": _figures([found.clean]),
+        "clean": figures(found.clean),
         "perturbed": [
             {
                 "ratio": level.ratio,
-                "poisoned": _figures(level.poisoned),
-                "evaded": _figures(level.evaded),
+                "poisoned": figures(level.poisoned),
+                "evaded": figures(level.evaded),
             }
             for level in found.perturbed
         ],
@@ -146,11 +152,11 @@ def robustness_table(results: Sequence[Robustness]) -> Table:
     for name in ("perturbed", "clean %", "poisoned %", "drop", "evaded %", "drop"):
         table.add_column(name, justify="right")
     for found in results:
-        clean = 100 * found.clean.mean
+        clean = 100 * by_split(found.clean).mean()
         for level in found.perturbed:
             row = [found.experiment.probe.name, f"{level.ratio:.0%}", f"{clean:.2f}"]
             for probes in (level.poisoned, level.evaded):
-                accuracy = 100 * _by_split(probes)
+                accuracy = 100 * by_split(probes)
                 half = bootstrap_half_width(accuracy)
                 row += [f"{accuracy.mean():.2f} ± {half:.2f}", f"{clean - accuracy.mean():.2f}"]
             table.add_row(*row)
@@ -165,18 +171,3 @@ def _evasion(
     none = torch.zeros_like(train)
     halves = (torch.cat([train, none]), torch.cat([val, none]), torch.cat([none, test]))
     return torch.cat([clean, perturbed]), torch.cat([y, y]), halves
-
-
-def _by_split(probes: Sequence[ProbeResult]) -> np.ndarray:
-    """Return the test accuracy of each split, averaged over the perturbed graphs."""
-    return np.mean([probe.test_accuracy for probe in probes], axis=0)
-
-
-def _figures(probes: Sequence[ProbeResult]) -> dict[str, Any]:
-    accuracy = _by_split(probes)
-    return {
-        "mean": float(accuracy.mean()),
-        "confidence": bootstrap_half_width(accuracy),
-        "validation_mean": float(np.mean([probe.val_accuracy for probe in probes])),
-        "test_accuracy": [probe.test_accuracy.tolist() for probe in probes],
-    }

@@ -7,10 +7,11 @@ sum of the lists and not their product. Test nodes are never looked at.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from federation.experiment import Scalar
@@ -31,8 +32,8 @@ class Trial:
 
     Attributes:
         settings: Dotted keys that differ from the file.
-        val_accuracy: Best validation accuracy, mean over the splits.
-        seconds: What training and probing took.
+        val_accuracy: Best validation accuracy, mean over the splits and ``probe.seeds`` trainings.
+        seconds: What these trainings and probes took.
     """
 
     settings: dict[str, Scalar]
@@ -58,7 +59,7 @@ def count_trials(experiment: ProbeExperiment) -> int:
 def search(
     nested: dict[str, Any], origin: str, on_trial: Callable[[Trial], None] = lambda trial: None
 ) -> list[Trial]:
-    """Try the values of a probe file's ``[search]`` table; the best trial comes last.
+    """Try the values of a probe file's ``[search]`` table; return all trials, see :func:`best`.
 
     Args:
         nested: The file's tables.
@@ -72,9 +73,6 @@ def search(
         probe_experiment(_with(nested, {key: value}), origin)
     trials: dict[str, Trial] = {}
 
-    def best() -> Trial:
-        return max(trials.values(), key=lambda trial: trial.val_accuracy)  # the first of equals
-
     def attempt(settings: dict[str, Scalar]) -> None:
         experiment = probe_experiment(_with(nested, settings), origin)
         name = experiment.model_dump_json()
@@ -84,20 +82,24 @@ def search(
 
     attempt({})
     for key, values in probe_experiment(nested, origin).search.items():
-        kept = best().settings
+        kept = best(trials.values()).settings
         for value in values:
             attempt({**kept, key: value})
-    winner = best()
-    return [*(trial for trial in trials.values() if trial is not winner), winner]
+    return list(trials.values())
+
+
+def best(trials: Iterable[Trial]) -> Trial:
+    """Return the trial with the best validation accuracy, the first of equals."""
+    return max(trials, key=lambda trial: trial.val_accuracy)
 
 
 def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) -> Path:
-    """Write all trials as JSON; return the file."""
+    """Write trials as JSON, in their order, and which is best; return the file."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{experiment.probe.name}-search.json"
     content = {
         "experiment": experiment.model_dump(),
-        "best": trials[-1].settings,
+        "best": best(trials).settings,
         "trials": [vars(trial) for trial in trials],
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -107,11 +109,14 @@ def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) ->
 def _try(experiment: ProbeExperiment, settings: dict[str, Scalar]) -> Trial:
     started = time.perf_counter()
     data, masks = load_graph(experiment.probe)
-    with num_threads(1):
-        embedding = new_method(experiment).fit(data).embed(data)
-        result = probe_embedding(experiment.probe, embedding, data.y, masks)
+    accuracies = []
+    for training in range(experiment.probe.seeds):
+        with num_threads(1):
+            embedding = new_method(experiment, training).fit(data).embed(data)
+            result = probe_embedding(experiment.probe, embedding, data.y, masks)
+        accuracies.append(float(result.val_accuracy.mean()))
     seconds = time.perf_counter() - started
-    return Trial(settings, float(result.val_accuracy.mean()), seconds)
+    return Trial(settings, fmean(accuracies), seconds)
 
 
 def _candidates(lists: dict[str, list[Scalar]]) -> Iterator[tuple[str, Scalar]]:

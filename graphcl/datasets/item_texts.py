@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from graphcl.datasets.arrays import as_floats
 from graphcl.datasets.interactions import Interactions
@@ -129,6 +130,7 @@ def _by_svd(bags: sparse.csr_matrix, channels: int, seed: int) -> np.ndarray:
 
     weighted = TfidfTransformer().fit_transform(bags)
     svd = TruncatedSVD(min(channels, *bags.shape), random_state=seed)
-    vectors = svd.fit_transform(weighted)
+    with threadpool_limits(1):  # their number decides the order of sums
+        vectors = svd.fit_transform(weighted)
     values = svd.singular_values_
     return vectors[:, values > _SMALLEST * values.max()].astype(np.float32)

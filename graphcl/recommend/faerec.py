@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from graphcl.datasets import Interactions
@@ -202,6 +203,7 @@ def _components(text: Tensor, channels: int) -> Tensor:
     if not (text - text.mean(0)).any():  # of one item, or where nothing is told of any
         return text.new_zeros(len(text), 1)
     pca = PCA(min(channels, *text.shape), svd_solver="covariance_eigh")
-    components = torch.from_numpy(pca.fit_transform(text.cpu().numpy()))
+    with threadpool_limits(1):  # their number decides the order of sums
+        components = torch.from_numpy(pca.fit_transform(text.cpu().numpy()))
     deviation = components.std(correction=0).clamp(min=torch.finfo(components.dtype).tiny)
     return components * (0.02 / deviation)

@@ -17,7 +17,8 @@ def test_probe_prints_a_table_and_writes_the_figures(graphcl, tmp_path) -> None:
     trained, untrained = written["trained"], written["untrained"]
     assert f"{100 * trained['mean']:.2f} ± {100 * trained['confidence']:.2f}" in out
     assert f"{100 * untrained['mean']:.2f}" in out
-    assert len(trained["test_accuracy"]) == 10
+    (training,) = trained["test_accuracy"]
+    assert len(training) == 10
     assert trained["mean"] > 0.8
     assert written["experiment"]["aspect"]["hidden_channels"] == 16
     assert "leaking" not in out
@@ -29,6 +30,27 @@ def test_probe_repeats_to_the_last_digit(graphcl, tmp_path) -> None:
     first = results.read_text()
     graphcl("probe", "small.toml")
     assert results.read_text() == first
+
+
+def test_several_trainings_are_those_of_the_seeds_that_follow(graphcl, tmp_path) -> None:
+    """Accuracies are their means, and the table has the lowest and the highest of them."""
+    results = tmp_path / "runs" / "probes" / "small-random.json"
+    alone, settings = [], ("--set", "aspect.epochs=2", "--set", "probe.epochs=20")
+    for seed in (3, 4):
+        graphcl("probe", "small.toml", *settings, "--set", f"aspect.seed={seed}")
+        alone.append(json.loads(results.read_text()))
+    code, out = graphcl(
+        "probe", "small.toml", *settings, "--set", "aspect.seed=3", "--set", "probe.seeds=2"
+    )
+    assert code == 0, out
+    both = json.loads(results.read_text())
+    for kind in ("trained", "untrained"):
+        parts = [one[kind] for one in alone]
+        assert both[kind]["test_accuracy"] == [part["test_accuracy"][0] for part in parts]
+        assert both[kind]["mean"] == pytest.approx(sum(part["mean"] for part in parts) / 2)
+    low, high = sorted(100 * one["trained"]["mean"] for one in alone)
+    assert low < high
+    assert f"{low:.2f} to {high:.2f}" in out
 
 
 def test_leaking_protocol_is_shown_only_on_request_and_never_lower(graphcl, tmp_path) -> None:

@@ -64,13 +64,13 @@ def test_each_question_is_asked_of_the_graphs_it_names(experiment) -> None:
     kwargs = {"epochs": 150, "patience": 200}
     clean = fit(data)
     expected = linear_probe(clean.embed(data), data.y, train, val, test, **kwargs)
-    assert np.array_equal(found.clean.test_accuracy, expected.test_accuracy)
+    assert np.array_equal(found.clean[0].test_accuracy, expected.test_accuracy)
     z = fit(graph).embed(graph)
     expected = linear_probe(z, data.y, train, val, test, **kwargs)
     assert np.array_equal(found.perturbed[0].poisoned[0].test_accuracy, expected.test_accuracy)
     evaded = found.perturbed[0].evaded[0]
-    assert np.array_equal(evaded.val_accuracy, found.clean.val_accuracy)
-    assert np.array_equal(evaded.best_epoch, found.clean.best_epoch)
+    assert np.array_equal(evaded.val_accuracy, found.clean[0].val_accuracy)
+    assert np.array_equal(evaded.best_epoch, found.clean[0].best_epoch)
     # The test nodes' rows of the perturbed graph under clean training rows, split by split.
     for split in range(3):
         mixed = clean.embed(data)
@@ -82,7 +82,7 @@ def test_each_question_is_asked_of_the_graphs_it_names(experiment) -> None:
 
 def test_without_a_perturbation_nothing_is_lost(experiment) -> None:
     level = run_robustness(experiment, [0.0], seeds=1).perturbed[0]
-    clean = run_robustness(experiment, [], seeds=1).clean
+    (clean,) = run_robustness(experiment, [], seeds=1).clean
     for probes in (level.poisoned, level.evaded):
         assert np.array_equal(probes[0].test_accuracy, clean.test_accuracy)
 

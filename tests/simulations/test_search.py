@@ -5,6 +5,8 @@ import json
 import pytest
 
 from federation.experiment import read_toml
+from graphcl.errors import GraphCLError
+from simulations import search as module
 from simulations.probe import load_probe, run_probe
 from simulations.search import search
 
@@ -23,9 +25,28 @@ def test_search_prints_the_best_setting_and_records_every_trial(graphcl, tmp_pat
     written = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
     trials = written["trials"]
     assert len(trials) == 4
-    assert trials[-1]["val_accuracy"] == max(trial["val_accuracy"] for trial in trials)
-    assert written["best"] == trials[-1]["settings"]
-    assert f"{100 * trials[-1]['val_accuracy']:.2f}" in out
+    winner = max(trials, key=lambda trial: trial["val_accuracy"])
+    assert written["best"] == winner["settings"]
+    assert f"{100 * winner['val_accuracy']:.2f}" in out
+
+
+def test_a_search_that_is_stopped_leaves_the_trials_it_made(graphcl, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(path.read_text() + SEARCH)
+    attempt, calls = module._try, []
+
+    def third_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise GraphCLError("the third trial fails")
+        return attempt(*arguments)
+
+    monkeypatch.setattr(module, "_try", third_fails)
+    code, out = graphcl("probe", "small.toml", "--search")
+    assert code == 1
+    assert "the third trial fails" in out
+    written = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
+    assert [trial["settings"] for trial in written["trials"]] == [{}, {"aspect.epochs": 1}]
 
 
 def test_a_search_keeps_the_best_value_before_it_tries_the_next_key(graphcl, tmp_path) -> None:
@@ -43,8 +64,26 @@ def test_a_trial_is_what_the_probe_finds_on_validation_nodes(graphcl, tmp_path) 
     path.write_text(path.read_text() + '[search]\n"aspect.epochs" = [5]\n')
     seen = []
     search(read_toml(path), str(path), seen.append)
-    probed = run_probe(load_probe(path, {"aspect.epochs": 5}))
-    assert seen[1].val_accuracy == probed.result.val_accuracy.mean()
+    (result,) = run_probe(load_probe(path, {"aspect.epochs": 5})).results
+    assert seen[1].val_accuracy == result.val_accuracy.mean()
+
+
+def test_a_trial_is_judged_by_the_mean_of_its_trainings(graphcl, tmp_path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(path.read_text() + '[search]\n"aspect.epochs" = [5]\n')
+    overrides = {"probe.seeds": 2, "aspect.epochs": 2}
+    first, second = (
+        search(read_toml(path, {"aspect.epochs": 2, "aspect.seed": seed}), str(path))
+        for seed in (0, 1)
+    )
+    seen = []
+    search(read_toml(path, overrides), str(path), seen.append)
+    for trial in seen:
+        alone = [
+            next(one for one in trials if one.settings == trial.settings).val_accuracy
+            for trials in (first, second)
+        ]
+        assert trial.val_accuracy == pytest.approx(sum(alone) / 2)
 
 
 @pytest.mark.parametrize(

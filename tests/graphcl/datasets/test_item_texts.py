@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_interactions import make, same
+from threadpoolctl import threadpool_limits
 
 from graphcl.datasets import Interactions, embed_texts, load_interactions
 from graphcl.errors import DataError
@@ -152,3 +153,14 @@ def test_attributes_of_a_real_shop_tell_which_items_are_taken_by_one_user(data_r
     rng = torch.Generator().manual_seed(0)
     anybody = (unit[shop.item] * unit[shop.item[torch.randperm(len(shop), generator=rng)]]).sum(1)
     assert same_user > anybody.mean() + 0.15
+
+
+def test_the_number_of_threads_does_not_enter_the_vectors() -> None:
+    rng = np.random.default_rng(0)
+    bags = [rng.choice(500, size=6, replace=False).tolist() for _ in range(3000)]
+    many = known(num_items=len(bags), item_name=None, **attributes(*bags))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(embed_texts(many).text)
+    assert torch.equal(*found)
