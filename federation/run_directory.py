@@ -43,6 +43,8 @@ Line = dict[str, Any]
 _UNCOUNTED = ("seconds", "reason", "evaluation")
 # Keys in which a resumed run may differ from its first half: they change no result.
 _FREE = ("run.directory", "run.rounds", "run.compare", "run.timeout", "run.min_success")
+# Of a checkpoint; raised whenever what is stored of clients or strategies is laid out anew.
+_FORMAT = 1
 _PACKAGES = ("graphcl", "torch", "torch-geometric", "flwr", "ray", "numpy", "scipy", "networkx")
 
 
@@ -61,6 +63,7 @@ class _StoredState(BaseModel):
 
 
 class _Manifest(BaseModel):
+    format: int = 0  # of one that was written before formats had numbers
     round: int
     metrics_bytes: int
     server: _StoredFile
@@ -241,6 +244,7 @@ class RunDirectory:
             clients = kept | _store_states(folder, f"clients-{server_round}.bin", changed, kept)
         stored = _store(folder, f"server-{server_round}.bin", to_bytes(server))
         manifest = _Manifest(
+            format=_FORMAT,
             round=server_round,
             metrics_bytes=self.metrics.stat().st_size,
             server=stored,
@@ -362,9 +366,15 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
-            return _Manifest.model_validate_json(path.read_bytes())
+            manifest = _Manifest.model_validate_json(path.read_bytes())
         except ValidationError:
             raise FederationError(f"{path}: damaged; start the run anew") from None
+        if manifest.format != _FORMAT:
+            raise FederationError(
+                f"{path}: of another version of graphcl (format {manifest.format}, this one reads "
+                f"{_FORMAT}); go on with that version, or start the run anew"
+            )
+        return manifest
 
 
 def new_directory(out: Path, name: str) -> Path:

@@ -193,6 +193,19 @@ def test_both_checkpoints_unusable_names_the_last(stored, name):
     assert stored.lines() == [line(1), line(2)]  # nothing was cut off
 
 
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_checkpoint_of_another_version_is_refused_as_such(stored, number):
+    for name in ("manifest.json", "previous.json"):
+        path = stored.path / "checkpoint" / name
+        manifest = json.loads(path.read_text()) | {"format": number}
+        if not number:
+            del manifest["format"]  # as the first versions wrote it
+        path.write_text(json.dumps(manifest))
+    with pytest.raises(FederationError, match=rf"another version of graphcl \(format {number},"):
+        again(stored).resume()
+    assert stored.lines() == [line(1), line(2)]  # nothing was cut off
+
+
 def spoil(path, damage):
     data = path.read_bytes()
     if damage == "missing":
