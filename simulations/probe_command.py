@@ -157,7 +157,7 @@ def _table(found: list["Probed"]) -> Table:
         table.add_column(name, min_width=len("99.99 ± 9.99"))
     seeded = any(len(probed.results) > 1 for probed in found)
     if seeded:
-        table.add_column("over seeds %")
+        table.add_column("seeds %", no_wrap=True)
     leaking = any(leaking_by_split(probed.results) is not None for probed in found)
     if leaking:
         table.add_column("leaking %")
@@ -170,7 +170,7 @@ def _table(found: list["Probed"]) -> Table:
         row = [_with_interval(by_split(probes)) for probes in both]
         if seeded:
             means = [100 * result.mean for result in probed.results]
-            row.append(f"{min(means):.2f} to {max(means):.2f}" if len(means) > 1 else "-")
+            row.append(f"{min(means):.1f}–{max(means):.1f}" if len(means) > 1 else "-")  # noqa: RUF001
         if leaking:
             leaked = [leaking_by_split(probes) for probes in both]
             row += ["-" if each is None else f"{100 * each.mean():.2f}" for each in leaked]

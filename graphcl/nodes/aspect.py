@@ -19,10 +19,10 @@ from torch_geometric.data import Data
 
 from graphcl.contrast import info_nce
 from graphcl.errors import GraphCLError
-from graphcl.nodes.features import Features, drop, linear
+from graphcl.nodes.features import Features, RowNorm, drop, linear
 from graphcl.nodes.method import NodeMethod, draw_anchors, grouped, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
-from graphcl.nodes.prepared import PreparedGraph
+from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
 
 
@@ -38,7 +38,9 @@ class ASPECTConfig:
         filters: See :class:`graphcl.spectral.MonotoneFilters`.
         sharpness, cutoff: The band in which the filters start, see
             :class:`graphcl.spectral.MonotoneFilters`.
-        input_scale: Multiplies the features, whose rows sum to one. At 1 the biases of the first
+        row_norm: What the rows of the features are divided by: ``"l1"``, their sum, or ``"l2"``,
+            their length, by which a short text weighs as much as a long one.
+        input_scale: Multiplies the features then. At 1 with ``"l1"`` the biases of the first
             layer dwarf them, so that all nodes start alike and training tells them apart; from
             about 100 on the features dominate from the start, and training refines them.
         policy: ``"node"`` is the method; the others are its ablations: two ``"global"`` shares for
@@ -61,6 +63,7 @@ class ASPECTConfig:
     filters: FilterMode = "simplex"
     sharpness: float = 4.0
     cutoff: float = 2.0
+    row_norm: RowNorm = "l1"
     input_scale: float = 1.0
     policy: Literal["node", "global", "low", "high", "mean"] = "node"
     drop_features: float = 0.3
@@ -186,6 +189,9 @@ class ASPECT(SpectralEncoder, NodeMethod):
         self.projection = projection_head(self.config.hidden_channels, channels)
         self.channel_projection = projection_head(width, channels)
         self.create_policy(width)
+
+    def prepare(self, data: Data) -> PreparedGraph:
+        return prepare(data, self.config.row_norm)
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)

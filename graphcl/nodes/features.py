@@ -4,7 +4,7 @@ A linear map of 1,433 word columns of which 18 are set costs as much as one of 1
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -74,6 +74,7 @@ class SparseRows:
 
 
 Features = Tensor | SparseRows
+RowNorm = Literal["l1", "l2"]
 
 
 def sparse_if_worth(x: Tensor) -> Features:
@@ -85,14 +86,18 @@ def sparse_if_worth(x: Tensor) -> Features:
     return x
 
 
-def unit_rows(x: Features) -> Features:
-    """Divide every row by its sum of magnitudes; a zero row stays zero."""
+def unit_rows(x: Features, norm: RowNorm = "l1") -> Features:
+    """Divide every row by its sum of magnitudes, or by its length; a zero row stays zero."""
+    order = {"l1": 1, "l2": 2}[norm]
+    if norm == "l2":
+        x = unit_rows(x)  # squares of tiny numbers would vanish
     if isinstance(x, Tensor):
-        sums = torch.linalg.vector_norm(x, 1, dim=1, keepdim=True)
-        return x / torch.where(sums > 0, sums, 1)
+        sizes = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
+        return x / torch.where(sizes > 0, sizes, 1)
     ends = x.matrix.crow_indices()
-    sums = torch.segment_reduce(x.matrix.values().abs(), "sum", offsets=ends, initial=0)
-    divisors = torch.where(sums > 0, sums, 1).repeat_interleave(ends.diff())
+    powers = x.matrix.values().abs() ** order
+    sizes = torch.segment_reduce(powers, "sum", offsets=ends, initial=0) ** (1 / order)
+    divisors = torch.where(sizes > 0, sizes, 1).repeat_interleave(ends.diff())
     return x.scaled(lambda values, _: values / divisors)
 
 

@@ -67,7 +67,11 @@ class NodeMethod(nn.Module, ABC):
 
     def start(self, data: Data) -> Self:
         """Draw the first weights for a graph's features; the method can embed, untrained."""
-        return self._start(prepare(data))
+        return self._start(self.prepare(data))
+
+    def prepare(self, data: Data) -> PreparedGraph:
+        """Return a graph as the method reads it."""
+        return prepare(data)
 
     def _start(self, graph: PreparedGraph) -> Self:
         seed_everything(self.config.seed, "method")
@@ -84,7 +88,7 @@ class NodeMethod(nn.Module, ABC):
             data: ``x [N, F]`` and ``edge_index [2, E]``.
             on_epoch: Called with the epoch (from 1) and the mean of every term.
         """
-        graph = prepare(data)
+        graph = self.prepare(data)
         batches = NodeBatches(graph, self.config.batch_nodes, self.config.seed)
         self._start(graph)
         optimizer = torch.optim.Adam(
@@ -154,7 +158,7 @@ class NodeMethod(nn.Module, ABC):
             raise GraphCLError(
                 f"{type(self).__name__} has no weights yet; call fit, start or load first"
             )
-        graph = prepare(data)
+        graph = self.prepare(data)
         if graph.x.size(1) != self.in_channels:
             raise GraphCLError(
                 f"{type(self).__name__} was fitted on {self.in_channels} features, the graph has "

@@ -9,7 +9,7 @@ from torch_geometric.data import Data
 
 from graphcl.datasets.validation import check_finite
 from graphcl.errors import DataError
-from graphcl.nodes.features import Features, sparse_if_worth, unit_rows
+from graphcl.nodes.features import Features, RowNorm, sparse_if_worth, unit_rows
 from graphcl.spectral import EdgePattern, SymmetricOperator
 from graphcl.spectral.sparse import building_csr
 
@@ -19,7 +19,7 @@ class PreparedGraph:
     """Features and edges as the methods read them.
 
     Attributes:
-        x: ``[num_nodes, in_channels]``, every row divided by its sum of magnitudes.
+        x: ``[num_nodes, in_channels]``, rows scaled by :func:`unit_rows`.
         pattern: Undirected, no self loops, no duplicates.
     """
 
@@ -40,11 +40,15 @@ class PreparedGraph:
         return PreparedGraph(self.x[nodes], self.pattern.subgraph(nodes))
 
 
-def prepare(data: Data) -> PreparedGraph:
+def prepare(data: Data, norm: RowNorm = "l1") -> PreparedGraph:
     """Prepare a graph: rows of ``x`` scaled, edges undirected.
 
     Isolated nodes and all-zero rows are fine; directed edges count in both directions, self loops
     and duplicates not at all. ``x`` may be one of torch's sparse tensors.
+
+    Args:
+        data: ``x [N, F]`` and ``edge_index [2, E]``.
+        norm: What every row of ``x`` is divided by: its sum of magnitudes, or its length.
 
     Raises:
         DataError: If there is no node, or a feature is not finite.
@@ -56,4 +60,4 @@ def prepare(data: Data) -> PreparedGraph:
         with building_csr():
             x = x.to_sparse_csr()
     check_finite(x, "data")
-    return PreparedGraph(unit_rows(sparse_if_worth(x)), EdgePattern(data.edge_index, len(x)))
+    return PreparedGraph(unit_rows(sparse_if_worth(x), norm), EdgePattern(data.edge_index, len(x)))

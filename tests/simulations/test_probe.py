@@ -50,7 +50,7 @@ def test_several_trainings_are_those_of_the_seeds_that_follow(graphcl, tmp_path)
         assert both[kind]["mean"] == pytest.approx(sum(part["mean"] for part in parts) / 2)
     low, high = sorted(100 * one["trained"]["mean"] for one in alone)
     assert low < high
-    assert f"{low:.2f} to {high:.2f}" in out
+    assert f"{low:.1f}–{high:.1f}" in out  # noqa: RUF001
 
 
 def test_leaking_protocol_is_shown_only_on_request_and_never_lower(graphcl, tmp_path) -> None:

@@ -67,12 +67,14 @@ def test_rows_are_those_asked_for_in_their_order(x) -> None:
     assert sparse[nodes[:0]].matrix.shape == (0, 40)
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("stored", [lambda x: x, SparseRows.from_dense], ids=["dense", "sparse"])
-def test_rows_are_scaled_to_unit_magnitude_and_zero_rows_stay(x, stored) -> None:
+def test_rows_are_scaled_to_unit_size_and_zero_rows_stay(x, stored, norm) -> None:
     x = torch.where(torch.arange(40) % 3 == 0, -1e-20 * x, 1e-20 * x)  # no floor under tiny rows
-    scaled = unit_rows(stored(x))
+    scaled = unit_rows(stored(x), norm)
     dense = scaled if isinstance(scaled, torch.Tensor) else scaled.matrix.to_dense()
     for row, original in zip(dense, x, strict=True):
-        total = original.abs().sum()
+        size = original.double().abs() ** int(norm[1])
+        total = (size.sum() ** (1 / int(norm[1]))).float()
         torch.testing.assert_close(row, original / total if total else original)
     assert (dense[3] == 0).all()
