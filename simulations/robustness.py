@@ -107,12 +107,16 @@ def run_robustness(
     def perturb(ratio: float) -> Perturbed:
         graphs = [random_perturbation(data, ratio, seed=seed) for seed in range(seeds)]
         pairs = [(training, graph) for training in trainings for graph in graphs]
-        poisoned = [fitted(graph, training).embed(graph) for training, graph in pairs]
-        evaded = [(clean[training], methods[training].embed(graph)) for training, graph in pairs]
         return Perturbed(
             ratio,
-            [probed(embedding, data.y, masks) for embedding in poisoned],
-            [probed(*_evasion(*both, data.y, masks)) for both in evaded],
+            [
+                probed(fitted(graph, training).embed(graph), data.y, masks)
+                for training, graph in pairs
+            ],
+            [
+                probed(*_evasion(clean[training], methods[training].embed(graph), data.y, masks))
+                for training, graph in pairs
+            ],
         )
 
     with num_threads(1):
