@@ -80,6 +80,22 @@ def test_each_question_is_asked_of_the_graphs_it_names(experiment) -> None:
         assert evaded.test_accuracy[split] == expected.test_accuracy[0]
 
 
+def test_every_training_meets_every_perturbed_graph(experiment) -> None:
+    def run(**own):
+        nested = experiment.model_dump()
+        nested["aspect"] |= {"seed": own.pop("seed", 0)}
+        nested["probe"] |= own
+        nested["aspect_s"] = {}
+        return run_robustness(ProbeExperiment.model_validate(nested), [0.4], seeds=2)
+
+    both, alone = run(seeds=2), [run(seed=seed) for seed in (0, 1)]
+    assert [len(both.clean), len(both.perturbed[0].poisoned)] == [2, 4]
+    for kind in ("poisoned", "evaded"):
+        expected = [probe for one in alone for probe in getattr(one.perturbed[0], kind)]
+        for found, wanted in zip(getattr(both.perturbed[0], kind), expected, strict=True):
+            assert np.array_equal(found.test_accuracy, wanted.test_accuracy)
+
+
 def test_without_a_perturbation_nothing_is_lost(experiment) -> None:
     level = run_robustness(experiment, [0.0], seeds=1).perturbed[0]
     (clean,) = run_robustness(experiment, [], seeds=1).clean
