@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README shows works as it stands there, and what it points at is there."""
 
 import re
 import subprocess
@@ -74,10 +74,31 @@ def test_the_example_of_interactions_runs_and_reads_what_it_wrote(
     assert isinstance(names["model"], FAERec)
 
 
-def test_every_file_and_command_it_names_exists() -> None:
-    root, text = README.parent, README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["README.md", "tests/benchmarks/README.md"])
+def test_every_file_and_command_it_names_exists(name: str) -> None:
+    root = README.parent
+    text = (root / name).read_text(encoding="utf-8")
     for path in re.findall(r"\b(?:configs|federation|graphcl|tests)/[\w./*]*\w", text):
         assert any(root.glob(path)), path
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", ["README.md", "tests/benchmarks/README.md"])
+def test_every_link_within_the_repository_leads_to_a_heading(name: str) -> None:
+    page = README.parent / name
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8"))
+    within = [(path, anchor) for path, anchor in links if not path.startswith("http")]
+    assert within
+    for path, anchor in within:
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in _anchors(target), f"{path}#{anchor}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return a page's headings as GitHub addresses them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
