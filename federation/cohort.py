@@ -6,16 +6,19 @@ from collections.abc import Iterable, Mapping
 from logging import ERROR
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from federation.experiment import Experiment
+from federation.privacy.masking import KEY_BYTES
 from federation.strategies import Facts
 from federation.tables import WEIGHT_STRATEGIES
 from graphcl.errors import FederationError
 from graphcl.training import numpy_rng
+
+_FACTS = frozenset({"partition-id", "num-examples", "num-classes"})  # beside widths and names
 
 
 @runtime_checkable
@@ -50,6 +53,8 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         node = reply.metadata.src_node_id
         try:
             told = _told(reply, experiment, known)
+            _check_alike(node, told, facts)
+            key = _public_key(reply) if experiment.masked else b""
         except FederationError as error:
             if known is None:
                 raise
@@ -64,7 +69,7 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
         found[node] = partition
         facts[partition] = told
         if experiment.masked:
-            keys[partition] = bytes(reply.content.config_records["masking"]["public"])  # type: ignore[arg-type]
+            keys[partition] = key
     _check_enough(facts, absent, experiment, known is not None)
     averaged = experiment.strategy.name in WEIGHT_STRATEGIES
     first = next(iter(facts.values()))
@@ -100,12 +105,19 @@ def _told(
     """Return what a node told of itself.
 
     Raises:
-        FederationError: If it could not start, or speaks for a partition that is not its own.
+        FederationError: If it could not start, tells no counts, or speaks for a partition that is
+            not its own.
     """
     node = reply.metadata.src_node_id
     if reply.has_error():
         raise FederationError(f"node {node} could not start: {reply.error.reason}")
-    told = {name: int(value) for name, value in reply.content["facts"].items()}  # type: ignore[arg-type]
+    told: dict[str, int] = {}
+    for name, value in reply.content.metric_records.get("facts", MetricRecord()).items():
+        if not isinstance(value, int) or (value < 0 and name != "partition-id"):
+            raise FederationError(f"node {node} tells '{name[:80]}', which is no count")
+        told[name] = value
+    if missing := sorted(_FACTS - set(told)):
+        raise FederationError(f"node {node} does not tell {', '.join(missing)}")
     partition = told["partition-id"]
     if not 0 <= partition < experiment.partition.clients:
         raise FederationError(
@@ -117,6 +129,30 @@ def _told(
             f"the node of partition {known[node]}, known by its key, claims partition {partition}"
         )
     return told
+
+
+def _check_alike(
+    node: int, told: Mapping[str, int], facts: Mapping[int, Mapping[str, int]]
+) -> None:
+    """Refuse a node that tells other things than those before it."""
+    for others in facts.values():
+        if differ := sorted(set(told) ^ set(others)):
+            raise FederationError(
+                f"node {node} differs from the others in what it tells: {', '.join(differ)[:80]}; "
+                "all need the same task and the same version"
+            )
+
+
+def _public_key(reply: Message) -> bytes:
+    """Return the key that a node drew for its masks.
+
+    Raises:
+        FederationError: If it sent none.
+    """
+    key = reply.content.config_records.get("masking", ConfigRecord()).get("public")
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise FederationError(f"node {reply.metadata.src_node_id} sent no key for its masks")
+    return key
 
 
 def _check_enough(

@@ -18,8 +18,9 @@ from graphcl.errors import ReplyError
 
 TRAINING_METRICS = frozenset({"partition-id", "num-examples", "loss", "seconds"})
 EVALUATION_METRICS = frozenset({"partition-id", "num-examples", "val-examples", "test-loss"})
-# What a client made up may break our reading of it in a way that no check foresees.
-_MALFORMED = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
+_MOST = 2**40  # samples of a client; with more of them a weighted mean could overflow
+MALFORMED = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
+"""What a client made up may break our reading of it with, in a way that no check foresees."""
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Exchanged:
             content = self.faults.arriving(
                 partition, sent.content, reply.content, self.facts.num_classes
             )
-        except _MALFORMED as error:
+        except MALFORMED as error:
             self.reasons[partition] = _malformed(error)
             return
         if content is None:
@@ -213,7 +214,7 @@ def objection(
         check(content, partition)
     except ReplyError as error:
         return f"ReplyError: {error}"
-    except _MALFORMED as error:
+    except MALFORMED as error:
         return _malformed(error)
     return None
 
@@ -235,7 +236,7 @@ def _metrics(content: RecordDict, partition: int) -> dict[str, Any]:
     for name, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ReplyError(f"metric '{name}' is {value}, not a finite number")
-        if name.endswith("examples") and (value < 0 or value != int(value)):
+        if name.endswith("examples") and not (0 <= value < _MOST and value == int(value)):
             raise ReplyError(f"metric '{name}' is {value}, not a count")
     if metrics.get("partition-id") != partition:
         raise ReplyError(

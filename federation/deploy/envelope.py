@@ -109,7 +109,7 @@ class Answer:
         if head.get("replies") != expected:
             raise ReplyError(f"expected {expected} replies, got {head.get('replies')}")
         kept = head.get("kept")
-        if kept is not None and (not isinstance(kept, int) or kept < 0):
+        if kept is not None and (type(kept) is not int or kept < 0):  # True is no round either
             raise ReplyError("malformed envelope: 'kept' is no round")
         errors = {}
         for place in range(expected):
@@ -181,12 +181,12 @@ def _opened(content: RecordDict) -> tuple[dict[str, Any], RecordDict]:
 def _inner(head: dict[str, Any], records: RecordDict, count: int) -> list[RecordDict]:
     if not 1 <= count <= _MAX_INNER:
         raise ReplyError(f"an envelope holds 1 to {_MAX_INNER} messages, not {count}")
-    contents = [RecordDict() for _ in range(count)]
+    contents = {str(number): RecordDict() for number in range(count)}
     for key, place in head.items():
         number, separator, name = key.partition("/")
         if not separator:
             continue
-        if not number.isdecimal() or int(number) >= count or place not in records:
+        if number not in contents or not isinstance(place, str) or place not in records:
             raise ReplyError(f"malformed envelope: no record for '{key[:80]}'")
-        contents[int(number)][name] = records[place]
-    return contents
+        contents[number][name] = records[place]
+    return list(contents.values())

@@ -23,10 +23,12 @@ from flwr.supercore.run import Run
 from federation.deploy.envelope import MESSAGE_TYPE, Answer, Order, reply_of
 from federation.deploy.registry import Site
 from federation.records import round_of
+from federation.replies import MALFORMED
 from graphcl.errors import ReplyError
 
 _LOOK_SECONDS = 0.1  # between looks for replies
 _NODES_SECONDS = 1.0  # between looks at which nodes are there
+_TOLD_SECONDS = 10.0  # between reports of the sites' contacts in a long round
 _GRACE_SECONDS = 30.0  # for a node that was here a moment ago, e.g. while it starts anew
 _MOST_SENDS = 3  # a message that kills its node again and again is given up
 _ONLINE = "online"
@@ -92,7 +94,7 @@ class DeploymentGrid(Grid):
         grid: Flower's.
         sites: Who may take part, by the node that was registered for the site's key.
         run: Identifies the run among those that a site keeps states of.
-        told: Called with the sites' contacts whenever they changed.
+        told: Called with the sites' contacts after every exchange, and every few seconds in one.
         grace: Seconds for which a node that was here a moment ago is waited for.
     """
 
@@ -170,7 +172,7 @@ class DeploymentGrid(Grid):
         started = time.monotonic()
         requests = {node: self._request(node, sent) for node, sent in inner.items()}
         outcomes: dict[int, Outcome] = {}
-        looked = -math.inf
+        looked = told = -math.inf
         while len(outcomes) < len(requests):
             now = time.monotonic()
             over = timeout is not None and now - started >= timeout
@@ -178,6 +180,9 @@ class DeploymentGrid(Grid):
             if over or now - looked >= _NODES_SECONDS:
                 looked = now
                 self._look_at_nodes()
+                if now - told >= _TOLD_SECONDS:
+                    told = now
+                    self._told(self.contacts)
                 for request in left:
                     reason = (
                         f"no reply within {timeout:g} s" if over else self._tend(request, timeout)
@@ -258,8 +263,8 @@ class DeploymentGrid(Grid):
                 return self._anew(request)
             if answer.kept not in (None, request.order.keep_as):
                 raise ReplyError(f"the site keeps its state as of round {answer.kept}")
-        except ReplyError as error:
-            return self._failed(request, f"ReplyError: {error}")
+        except (ReplyError, *MALFORMED) as error:
+            return self._failed(request, f"{type(error).__name__}: {error}")
         if answer.kept is not None:
             self._bases[site.partition] = answer.kept
             self._changed.add(site.partition)

@@ -84,22 +84,24 @@ def provision(sites: Path, out: Path) -> Provisioned:
     for old in before.site:
         if old.name not in {site.name for site in deployment.site}:
             ledger = ledger.revoking(old.name)
+    keys = {site.name: public_site_key(_site_folder(out, site.name)) for site in deployment.site}
+    revoked = {gone.key for gone in ledger.revoked}
+    for name, public in keys.items():  # before anything is written
+        if public in revoked:
+            raise ConfigError(
+                f"{sites}: the site '{name}' was revoked; take it out, or give it a new key by "
+                f"`graphcl deploy rotate {name} --out {out}`"
+            )
     write(folder / "sites.toml", deployment.to_toml())
     write(folder / CONFIG, experiment.to_toml())
     authority = Authority(folder, deployment.server.name)
     made: list[str] = []
     for partition, site in enumerate(deployment.site):
-        place = _site_folder(out, site.name)
-        public, known = public_site_key(place), ledger.of(site.name)
+        public, known = keys[site.name], ledger.of(site.name)
         if public is None and known is not None:
             public = known.key  # the folder went to its site and is here no more
-        elif public is None or public in {gone.key for gone in ledger.revoked}:
-            if public is not None:
-                raise ConfigError(
-                    f"{sites}: the site '{site.name}' was revoked; take it out, or give it a new "
-                    f"key by `graphcl deploy rotate {site.name} --out {out}`"
-                )
-            public = new_site_key(make_private_folder(place))
+        elif public is None:
+            public = new_site_key(make_private_folder(_site_folder(out, site.name)))
             made.append(site.name)
         ledger = ledger.admitting(SiteKey(name=site.name, partition=partition, key=public))
     _write_all(out, deployment, experiment, ledger)
@@ -145,8 +147,8 @@ def revoke(out: Path, name: str) -> Provisioned:
         ConfigError: If there is no such site, or it is out already.
     """
     deployment, experiment, ledger = _provisioned(out)
-    deployment.partition(name)
     if ledger.of(name) is None:
+        deployment.partition(name)
         raise ConfigError(f"{out}: the site '{name}' has no key that could be revoked; it is out")
     _write_all(out, deployment, experiment, ledger.revoking(name))
     return Provisioned(out, deployment, [], [name])

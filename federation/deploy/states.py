@@ -41,7 +41,7 @@ class States:
             raise FederationError(
                 f"the server calls its run '{run[:80]}', which is no name of ours"
             )
-        self._folder = make_private_folder(folder / run)
+        self.folder = make_private_folder(folder / run)
 
     def load(self, server_round: int) -> RecordDict:
         """Return the state after a round; before the first there is none.
@@ -55,12 +55,12 @@ class States:
             if server_round == 0:
                 return RecordDict()
             raise LostStateError(f"this site has no state of round {server_round}")
-        return _opened(file)
+        return opened(file)
 
     def save(self, server_round: int, state: RecordDict) -> None:
         """Keep the state after a round; later ones are of a course that the server went back on."""
-        write(self._file(server_round), _sealed(state), PRIVATE)
-        rounds = sorted(int(file.stem) for file in self._folder.glob("*.state"))
+        write(self._file(server_round), sealed(state), PRIVATE)
+        rounds = sorted(int(file.stem) for file in self.folder.glob("*.state"))
         past = [number for number in rounds if number <= server_round]
         for number in {*rounds} - {*past[-_KEPT:]}:
             self._file(number).unlink()
@@ -75,10 +75,10 @@ class States:
         kept = {f"{_CONTENT}{name}": record for name, record in content.items()}
         if LEARNER in state:  # and not the key of its masks
             kept[LEARNER] = state[LEARNER]
-        write(self._folder / _EVALUATED, _sealed(RecordDict(kept)), PRIVATE)
+        write(self.folder / _EVALUATED, sealed(RecordDict(kept)), PRIVATE)
 
     def _file(self, server_round: int) -> Path:
-        return self._folder / f"{server_round}.state"
+        return self.folder / f"{server_round}.state"
 
 
 def last_evaluated(folder: Path) -> tuple[RecordDict, RecordDict]:
@@ -96,18 +96,24 @@ def last_evaluated(folder: Path) -> tuple[RecordDict, RecordDict]:
             f"{folder}: this site was never evaluated, so that there is no model yet; let it take "
             "part in a run"
         )
-    kept = _opened(files[-1])
+    kept = opened(files[-1])
     content = {n.removeprefix(_CONTENT): r for n, r in kept.items() if n.startswith(_CONTENT)}
     state = {name: record for name, record in kept.items() if not name.startswith(_CONTENT)}
     return RecordDict(content), RecordDict(state)
 
 
-def _sealed(records: RecordDict) -> bytes:
+def sealed(records: RecordDict) -> bytes:
+    """Return records as bytes that tell whether they are whole."""
     content = to_bytes(records)
     return hashlib.sha256(content).digest() + content
 
 
-def _opened(file: Path) -> RecordDict:
+def opened(file: Path) -> RecordDict:
+    """Return the records in a file of :func:`sealed` bytes.
+
+    Raises:
+        FederationError: If it is damaged.
+    """
     data = file.read_bytes()
     digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:

@@ -21,6 +21,7 @@ Sources:
     HKDF: RFC 5869; ChaCha20: RFC 8439; all three from ``cryptography``.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,6 +40,9 @@ Words = npt.NDArray[np.uint64]
 
 SCALE = 2.0**32
 """Steps to one: a number is off by 2^-33 at most."""
+
+KEY_BYTES = 32
+"""Length of a public key."""
 
 _STATE = "masking"
 
@@ -130,6 +134,26 @@ def new_key(state: RecordDict) -> bytes:
     private = X25519PrivateKey.generate()
     state[_STATE] = ConfigRecord({"private": private.private_bytes_raw(), "round": 0})
     return private.public_key().public_bytes_raw()
+
+
+def used_mask(state: RecordDict) -> tuple[str, int] | None:
+    """Return a name for the key in a client's state, and the last round that it served."""
+    kept = state.config_records.get(_STATE)
+    if kept is None:
+        return None
+    private = bytes(kept["private"])  # type: ignore[arg-type]
+    return hashlib.sha256(private).hexdigest(), int(kept["round"])  # type: ignore[arg-type]
+
+
+def use_up(state: RecordDict, rounds: Mapping[str, int]) -> None:
+    """Let a state that was brought back know which rounds its key has served since.
+
+    Args:
+        state: What lies on the node.
+        rounds: By the names of :func:`used_mask`.
+    """
+    if (mask := used_mask(state)) and (last := rounds.get(mask[0], 0)) > mask[1]:
+        state[_STATE] = ConfigRecord({**state.config_records[_STATE], "round": last})
 
 
 def hide(reply: RecordDict, sent: RecordDict, state: RecordDict, client: int, clients: int) -> None:

@@ -7,7 +7,7 @@ import shutil
 import time
 
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
@@ -20,6 +20,7 @@ from federation.deploy.envelope import Answer, reply_of
 from federation.deploy.grid import DeploymentGrid
 from federation.deploy.registry import Site
 from federation.deploy.states import States
+from federation.records import to_bytes
 from federation.rounds import federate
 from federation.run_directory import RunDirectory
 from graphcl.errors import FederationError
@@ -343,7 +344,24 @@ def test_a_site_that_claims_another_partition_takes_no_part(deployed, lines_of):
     assert all("the node of partition 1 speaks for 2" in line["reason"] for line in failed)
 
 
-@pytest.mark.parametrize("content", [RecordDict(), Error(1, "it crashed")], ids=["bare", "error"])
+def enveloped(head):
+    """Return an envelope with a head of somebody's making."""
+    data = to_bytes(RecordDict({"head": ConfigRecord({"replies": 1, **head})}))
+    return RecordDict({"block-0": ConfigRecord({"bytes": data})})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        Error(1, "it crashed"),
+        enveloped({"0/x": [1, 2]}),
+        enveloped({"9" * 5000 + "/x": "0"}),
+        enveloped({"\u00b2/x": "0"}),
+        enveloped({"kept": True, "0/x": "head"}),
+    ],
+    ids=["bare", "error", "list", "digits", "superscript", "kept"],
+)
 def test_a_reply_that_is_no_envelope_fails_its_site_alone(deployed, lines_of, content):
     experiment, superlink = deployed()
     original = superlink.pull_messages

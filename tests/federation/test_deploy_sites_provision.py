@@ -311,6 +311,21 @@ def test_a_revoked_site_is_out_until_it_has_a_new_key(mine):
     provision(described(mine.parent, *NAMES), mine)
 
 
+def test_a_description_that_is_refused_changes_nothing(mine):
+    revoke(mine, "west")
+    before = {file: file.read_bytes() for file in files(mine)}
+    with pytest.raises(ConfigError, match="the site 'west' was revoked"):
+        provision(described(mine.parent, "south", "west"), mine)
+    assert {file: file.read_bytes() for file in files(mine)} == before
+
+
+def test_a_site_that_has_a_key_can_be_revoked_whatever_the_description_says(mine):
+    """As after a provisioning that was killed before the ledger followed."""
+    (mine / "authority/sites.toml").write_bytes(described(mine.parent, "south").read_bytes())
+    assert revoke(mine, "north").revoked == ["north"]
+    assert not (mine / "server/keys/north.pub").exists()
+
+
 @pytest.mark.parametrize("change", [rotate, revoke])
 def test_nobody_is_rotated_or_revoked_who_is_not_there(mine, change, tmp_path):
     with pytest.raises(ConfigError, match="there is no site 'nroth'; there are north, south, west"):

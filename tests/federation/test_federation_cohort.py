@@ -1,7 +1,7 @@
 """Cohorts are drawn by seed and round alone; discovery refuses a federation that does not fit."""
 
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +72,8 @@ class ToldGrid(SimulatedGrid):
             answer = self.answers[message.metadata.dst_node_id]
             if isinstance(answer, str):
                 replies.append(Message(Error(1, reason=answer), reply_to=message))
+            elif isinstance(answer, RecordDict):
+                replies.append(Message(answer, reply_to=message))
             elif answer is not None:
                 facts = RecordDict({"facts": MetricRecord(answer)})
                 replies.append(Message(facts, reply_to=message))
@@ -85,6 +87,13 @@ class ToldGrid(SimulatedGrid):
 
     def rest_client_states(self, states):
         pass
+
+
+class KnownGrid(ToldGrid):
+    """The same, known by their keys."""
+
+    def partitions(self):
+        return {node: place for place, node in enumerate(sorted(self.answers))}
 
 
 def facts(partition: int, **changed: int) -> dict[str, int]:
@@ -141,6 +150,46 @@ def test_node_that_answers_hello_with_an_error():
 def test_partition_that_the_federation_does_not_have(partition):
     with pytest.raises(FederationError, match=f"partition {partition}"):
         found({1: facts(0), 2: facts(1), 3: facts(partition)})
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (RecordDict(), "does not tell num-classes, num-examples, partition-id"),
+        (RecordDict({"facts": ConfigRecord({"partition-id": "1"})}), "does not tell"),
+        ({"partition-id": 1, "num-examples": 4}, "does not tell num-classes"),
+        (facts(1, num_examples=-4), "'num-examples', which is no count"),
+        (facts(1, num_examples=4.5), "'num-examples', which is no count"),
+        (facts(2, other_channels=5), "differs from the others in what it tells: other-channels"),
+    ],
+)
+def test_a_node_that_tells_nonsense_is_refused_and_others_begin_without_it(answer, said):
+    answers = {1: facts(0), 2: answer, 3: facts(2)}
+    with pytest.raises(FederationError, match=said):
+        found(answers, "feddbp")
+    keys = {"partition.clients": 3, "strategy.name": "feddbp", "run.min_success": 0.5}
+    experiment = Experiment.from_flat(keys | {"run.timeout": 0.1})
+    grid = KnownGrid(experiment, answers)
+    told = discover(grid, experiment)
+    assert told.nodes == {1: 0, 2: 1, 3: 2}  # it may answer later
+    assert told.samples == {0: 4, 1: 4, 2: 4}
+
+
+@pytest.mark.parametrize("key", [{}, {"public": b"short"}, {"public": "x" * 32}])
+def test_a_node_without_a_key_for_its_masks(key):
+    answers = {
+        n: RecordDict(
+            {"facts": MetricRecord(facts(n)), "masking": ConfigRecord({"public": key_of(n)})}
+        )
+        for n in range(3)
+    }
+    answers[1]["masking"] = ConfigRecord(key)
+    with pytest.raises(FederationError, match="node 1 sent no key for its masks"):
+        found(answers, "fedproto", **{"privacy.masking": True})
+
+
+def key_of(partition):
+    return bytes([partition]) * 32
 
 
 def test_timeout_zero_waits_for_nodes_forever(monkeypatch):

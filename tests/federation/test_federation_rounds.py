@@ -87,6 +87,7 @@ FAULTS = {
     "other partition": ("feddbp", metric(partition_id=0), "partition 1 speaks for 0"),
     "nan loss": ("local", metric(loss=math.nan), "metric 'loss' is nan"),
     "infinite support": ("fedavg", metric(num_examples=math.inf), "metric 'num-examples' is inf"),
+    "endless support": ("fedavg", metric(num_examples=1e300), "'num-examples' is 1e+300, not a"),
     "negative support": ("fedavg", metric(num_examples=-4), "metric 'num-examples' is -4"),
     "list": ("local", metric(loss=[1.0, 2.0]), "metric 'loss' is"),
     "no metrics": ("fedavg", without("metrics"), "no metrics"),
