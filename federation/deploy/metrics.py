@@ -1,5 +1,6 @@
 """A small HTTP endpoint at which Prometheus reads how a deployment is."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -40,6 +41,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: somebody asks every few seconds."""
 
 
+class _Server6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 @contextmanager
 def exposed(folder: Path, address: str) -> Iterator[int]:
     """Serve the metrics of a server's folder while the block runs; yield the port.
@@ -54,8 +59,9 @@ def exposed(folder: Path, address: str) -> Iterator[int]:
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit():
         raise ConfigError(f"--metrics {address}: write HOST:PORT, e.g. 127.0.0.1:9464")
+    kind = _Server6 if ":" in host else ThreadingHTTPServer
     try:
-        server = ThreadingHTTPServer((host.strip("[]"), int(port)), partial(_Handler, folder))
+        server = kind((host.strip("[]"), int(port)), partial(_Handler, folder))
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--metrics {address}: cannot listen there: {error}") from None
     thread = Thread(target=server.serve_forever, daemon=True)

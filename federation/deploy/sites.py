@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, ValidationError
@@ -59,9 +59,10 @@ class ServerTable(Table):
         "names and IP addresses of the server that its certificate vouches for; the sites connect "
         "to the first",
     )
-    bind: Annotated[str, AfterValidator(_host)] = key(
+    # The server's own requests go to the loopback, where it must listen in either case.
+    bind: Literal["0.0.0.0", "127.0.0.1"] = key(  # noqa: S104
         "0.0.0.0",  # noqa: S104 - every site must reach it; TLS and node keys guard it
-        "address that it listens at; 127.0.0.1 = this machine alone",
+        "where it listens: 0.0.0.0 = at all its IPv4 addresses, 127.0.0.1 = on this machine alone",
     )
     port: int = key(8000, "port that it listens at", ge=1, le=65535)
     validity_days: int = key(365, "days after which its certificate must be renewed", ge=1, le=3650)

@@ -21,6 +21,7 @@ from federation.deploy.processes import MAX_BYTES, end_with_parent
 from graphcl.errors import FederationError
 
 _FLEET, _REGISTER, _HEALTH = "/v1/fleet/", "/v1/fleet/register-node", "/health"
+_LOGGED, _PATH = 1000, 80  # refusals that are all logged, and how much of their paths
 _LOOPBACK = ("127.0.0.1", "::1")
 
 _Scope = MutableMapping[str, Any]
@@ -37,6 +38,7 @@ class Guard:
 
     def __init__(self, app: _App, max_bytes: int):
         self._app, self._max_bytes = app, max_bytes
+        self._refused = 0
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Answer a request, or let it pass."""
@@ -48,8 +50,11 @@ class Guard:
             await self._app(scope, receive, send)  # uvicorn holds it to the length it told
             return
         status, text = reason
-        origin = (scope.get("client") or ("an unknown address",))[0]
-        log(WARNING, "refused %s from %s: %s", scope["path"], origin, text)
+        self._refused += 1
+        if self._refused <= _LOGGED or self._refused % _LOGGED == 0:  # a disk must not fill
+            origin = (scope.get("client") or ("an unknown address",))[0]
+            path = repr(scope["path"][:_PATH])  # with line feeds as they were escaped
+            log(WARNING, "refused %s from %s: %s (%d so far)", path, origin, text, self._refused)
         await _refuse(send, status, text)
 
     def _reason(self, scope: _Scope) -> tuple[int, str] | None:

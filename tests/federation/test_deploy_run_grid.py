@@ -224,6 +224,25 @@ def test_a_reply_that_was_lost_leaves_the_site_where_the_server_thinks_it_is(dep
     assert asked.count((2, 3)) == experiment.partition.clients - 1
 
 
+def test_a_long_round_tells_again_and_again_who_is_there(deployed, monkeypatch):
+    """Else a status that is ninety seconds old would call every site offline."""
+    monkeypatch.setattr(grid_module, "_TOLD_SECONDS", 0.0)
+    experiment, superlink = deployed(**{"run.timeout": 0.6})
+    superlink.taken = lambda site, n: "hangs" if (site, n) == (1, 3) else None
+    told = []
+
+    def tell(contacts):
+        told.append((superlink.count[1], [one.online for one in contacts.values()]))
+
+    superlink.count[1] = 0
+    run = RunDirectory(experiment.run.directory)
+    run.open(experiment)
+    federate(DeploymentGrid(superlink, superlink.sites(), RUN, tell), experiment, run)
+    waiting = [online for number, online in told if number == 3]
+    assert len(waiting) > 5  # in one exchange
+    assert all(map(all, waiting))
+
+
 def test_a_site_that_is_offline_is_passed_over_at_once_and_comes_back(deployed, lines_of):
     experiment, superlink = deployed(**{"run.rounds": 6})
 

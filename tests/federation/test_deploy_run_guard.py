@@ -1,6 +1,7 @@
 """What Flower's commands are changed by: the guard of the SuperLink, the haste of the SuperNode."""
 
 import asyncio
+import logging
 import threading
 import time
 from importlib import import_module
@@ -42,6 +43,26 @@ def status_of(path: str, *, client: str = "10.0.0.7", length: str | None = "10")
 @pytest.mark.parametrize("client", ["10.0.0.7", "127.0.0.1"])
 def test_nodes_are_served_from_anywhere(path, client):
     assert status_of(path, client=client) == 200
+
+
+def test_what_strangers_ask_for_neither_forges_lines_of_the_log_nor_fills_the_disk(caplog):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask(times):
+        guard = Guard(None, LIMIT)
+        scope = {"type": "http", "path": "/x\n2026-01-01 all is well" + "y" * 9999, "headers": []}
+        for _ in range(times):
+            await guard(scope | {"client": ("10.0.0.7", 5000)}, None, send)
+
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        asyncio.run(ask(5500))
+    assert len(sent) == 2 * 5500
+    assert len(caplog.messages) == 1000 + 4
+    assert "(5000 so far)" in caplog.messages[-1]
+    assert all("\n" not in line and len(line) < 250 for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

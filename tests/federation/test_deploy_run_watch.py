@@ -1,8 +1,10 @@
 """Status and metrics of a deployment, from what its processes leave."""
 
+import contextlib
 import json
 import os
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -112,14 +114,25 @@ def test_prometheus_gets_every_figure_in_its_format(folder):
     assert "offline" not in text  # no text that sites or data made up
 
 
-def test_the_endpoint_serves_metrics_and_nothing_else(folder):
+def has_ipv6_loopback():
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+no_ipv6 = pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no IPv6 loopback")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=no_ipv6)])
+def test_the_endpoint_serves_metrics_and_nothing_else(folder, host):
     leave(folder)
-    with exposed(folder, "127.0.0.1:0") as port:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with exposed(folder, f"{host}:0") as port:
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as reply:
             assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             assert b"graphcl_up 1" in reply.read()
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+            urllib.request.urlopen(f"http://{host}:{port}/", timeout=5)
 
 
 @pytest.mark.parametrize("address", ["9464", "127.0.0.1:x", "127.0.0.1:99999999"])

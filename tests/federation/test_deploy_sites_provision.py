@@ -510,6 +510,12 @@ def test_no_sites_are_no_federation(tmp_path):
         load_deployment(tmp_path / "absent.toml")
 
 
+@pytest.mark.parametrize("bind", ["10.0.0.5", "::", "localhost"])
+def test_the_server_listens_where_it_talks_to_itself(tmp_path, bind):
+    with pytest.raises(ConfigError, match=r"server\.bind: .*'0\.0\.0\.0' or '127\.0\.0\.1'"):
+        read_deployment(described(tmp_path, "north", server={"bind": bind}))
+
+
 def test_a_description_survives_being_written_out(tmp_path):
     sites = described(tmp_path, "north", "south", server={"bind": "127.0.0.1", "port": 8443})
     deployment = read_deployment(sites)
