@@ -40,7 +40,7 @@ from graphcl.errors import ConfigError
 Scalar = bool | int | float | str
 
 # The one key of the simulation that changes figures: sums are rounded in another order.
-_COUNTED = ("simulation.batch_clients",)
+COUNTED = ("simulation.batch_clients",)
 
 
 class Experiment(Table):
@@ -140,7 +140,7 @@ class Experiment(Table):
             for key in ours
             if ours[key] != theirs[key]
             and key not in free
-            and (key in _COUNTED or not key.startswith("simulation."))
+            and (key in COUNTED or not key.startswith("simulation."))
         ]
 
     def flat(self) -> dict[str, Scalar]:

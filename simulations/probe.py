@@ -36,7 +36,7 @@ from graphcl.nodes import (
     linear_probe,
 )
 from graphcl.training import num_threads
-from simulations.keys import describe_config
+from simulations.keys import describe_config, named_by_key
 
 Masks = tuple[Tensor, Tensor, Tensor]
 METHODS: dict[str, type[NodeMethod]] = {
@@ -83,6 +83,8 @@ class ProbeExperiment(Table):
     bgrl: BGRLConfig = BGRLConfig()
     polygcl: PolyGCLConfig = PolyGCLConfig()
     search: dict[str, list[Scalar]] = key({}, "values to try per key, see --search")
+
+    _in_range = field_validator(*METHODS, mode="wrap", check_fields=False)(named_by_key)
 
     @field_validator("aspect_s", mode="before")
     @classmethod

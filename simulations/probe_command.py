@@ -45,7 +45,9 @@ def probe(
     search: Annotated[
         bool,
         typer.Option(
-            "--search", help="Tune on validation nodes over the file's \\[search] table instead."
+            "--search",
+            help="Tune on validation nodes over the file's \\[search] table instead; after a stop, "
+            "the same command goes on.",
         ),
     ] = False,
     perturb: Annotated[
@@ -214,9 +216,14 @@ def _search_one(
 ) -> list["Trial"]:
     """Search over one file; every trial is on disk before the next begins."""
     from federation.experiment import read_toml
-    from simulations.search import best, count_trials, search, write_search
+    from simulations.search import best, count_trials, read_search, search, write_search
 
     trials: list[Trial] = []
+    if known := read_search(experiment, out):
+        terminal.say(
+            f"{experiment.probe.name}: {len(known)} trials are in [bold]{escape(str(out))}[/bold] "
+            "already and are not run again; delete the file to begin anew"
+        )
     with Progress(*terminal.COLUMNS, console=terminal.console) as progress:
         total = count_trials(experiment)
         task = progress.add_task(experiment.probe.name, total=total, figures="")
@@ -224,10 +231,11 @@ def _search_one(
         def keep(trial: "Trial") -> None:
             trials.append(trial)
             write_search(experiment, trials, out)
-            figures = f"val {trial.val_accuracy:.4f}, best {best(trials).val_accuracy:.4f}"
+            reached = "failed" if trial.error else f"val {trial.val_accuracy:.4f}"
+            figures = f"{reached}, best {best(trials).val_accuracy:.4f}"
             progress.update(task, advance=1, figures=figures)
 
-        search(read_toml(path, overrides), str(path), keep)
+        search(read_toml(path, overrides), str(path), keep, known)
     return trials
 
 

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from federation.experiment import Scalar
-from graphcl.errors import ConfigError
+from graphcl.errors import ConfigError, GraphCLError
 from graphcl.training import num_threads
 from simulations.probe import (
     ProbeExperiment,
@@ -32,13 +32,16 @@ class Trial:
 
     Attributes:
         settings: Dotted keys that differ from the file.
-        val_accuracy: Best validation accuracy, mean over the splits and ``probe.seeds`` trainings.
+        val_accuracy: Best validation accuracy, mean over the splits and ``probe.seeds`` trainings;
+            below 0 where one of them failed.
         seconds: What these trainings and probes took.
+        error: Why one failed; empty where none did.
     """
 
     settings: dict[str, Scalar]
     val_accuracy: float
     seconds: float
+    error: str = ""
 
 
 def count_trials(experiment: ProbeExperiment) -> int:
@@ -57,27 +60,35 @@ def count_trials(experiment: ProbeExperiment) -> int:
 
 
 def search(
-    nested: dict[str, Any], origin: str, on_trial: Callable[[Trial], None] = lambda trial: None
+    nested: dict[str, Any],
+    origin: str,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+    known: Iterable[Trial] = (),
 ) -> list[Trial]:
     """Try the values of a probe file's ``[search]`` table; return all trials, see :func:`best`.
+
+    A value with which training fails, for instance since a step is too large, loses to the others.
 
     Args:
         nested: The file's tables.
         origin: The file, for messages.
         on_trial: Called after every trial.
+        known: Trials of this very file that need not be run again, from :func:`read_search`.
 
     Raises:
         ConfigError: If a trial's setting does not validate; all are checked before the first runs.
+        GraphCLError: If the file's own setting cannot be trained.
     """
     for key, value in _candidates(probe_experiment(nested, origin).search):
         probe_experiment(_with(nested, {key: value}), origin)
     trials: dict[str, Trial] = {}
+    before = {_name(_with(nested, trial.settings), origin): trial for trial in known}
 
     def attempt(settings: dict[str, Scalar]) -> None:
-        experiment = probe_experiment(_with(nested, settings), origin)
-        name = experiment.model_dump_json()
+        tables = _with(nested, settings)
+        name = _name(tables, origin)
         if name not in trials:
-            trials[name] = _try(experiment, settings)
+            trials[name] = before.get(name) or _try(probe_experiment(tables, origin), settings)
             on_trial(trials[name])
 
     attempt({})
@@ -93,30 +104,68 @@ def best(trials: Iterable[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.val_accuracy)
 
 
+def read_search(experiment: ProbeExperiment, out: Path) -> list[Trial]:
+    """Return the trials that :func:`write_search` left of this experiment, none of another.
+
+    Raises:
+        ConfigError: If the file is damaged.
+    """
+    path = _file(experiment, out)
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["experiment"] != _tables(experiment):
+            return []
+        return [Trial(**trial) for trial in content["trials"]]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: damaged; delete it, and the search begins anew") from None
+
+
 def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) -> Path:
     """Write trials as JSON, in their order, and which is best; return the file."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{experiment.probe.name}-search.json"
+    path = _file(experiment, out)
     content = {
-        "experiment": experiment.model_dump(),
+        "experiment": _tables(experiment),
         "best": best(trials).settings,
         "trials": [vars(trial) for trial in trials],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")  # so that a stop in the middle leaves the trials before
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
     return path
+
+
+def _file(experiment: ProbeExperiment, out: Path) -> Path:
+    return out / f"{experiment.probe.name}-search.json"
+
+
+def _tables(experiment: ProbeExperiment) -> dict[str, Any]:
+    """Return what decides a trial; the values to try may become more."""
+    tables: dict[str, Any] = json.loads(experiment.model_dump_json(exclude={"search"}))
+    return tables
+
+
+def _name(tables: dict[str, Any], origin: str) -> str:
+    return json.dumps(_tables(probe_experiment(tables, origin)))
 
 
 def _try(experiment: ProbeExperiment, settings: dict[str, Scalar]) -> Trial:
     started = time.perf_counter()
     data, masks = load_graph(experiment.probe)
     accuracies = []
-    for training in range(experiment.probe.seeds):
-        with num_threads(1):
-            embedding = new_method(experiment, training).fit(data).embed(data)
-            result = probe_embedding(experiment.probe, embedding, data.y, masks)
-        accuracies.append(float(result.val_accuracy.mean()))
-    seconds = time.perf_counter() - started
-    return Trial(settings, fmean(accuracies), seconds)
+    try:
+        for training in range(experiment.probe.seeds):
+            with num_threads(1):
+                embedding = new_method(experiment, training).fit(data).embed(data)
+                result = probe_embedding(experiment.probe, embedding, data.y, masks)
+            accuracies.append(float(result.val_accuracy.mean()))
+    except GraphCLError as error:
+        if not settings:
+            raise
+        return Trial(settings, -1.0, time.perf_counter() - started, str(error))
+    return Trial(settings, fmean(accuracies), time.perf_counter() - started)
 
 
 def _candidates(lists: dict[str, list[Scalar]]) -> Iterator[tuple[str, Scalar]]:

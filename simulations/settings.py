@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from federation.experiment import Experiment, Scalar, load_experiment
+from federation.experiment import COUNTED, Experiment, Scalar, load_experiment
 from federation.partition import PartitionReport
 from federation.scores import SCORES, Score
 from graphcl.errors import ConfigError
@@ -24,7 +24,7 @@ def setting_of(experiment: Experiment) -> Setting:
     return {
         key: value
         for key, value in experiment.flat().items()
-        if key not in _FREE and not key.startswith("simulation.")
+        if key in COUNTED or (key not in _FREE and not key.startswith("simulation."))
     }
 
 

@@ -202,7 +202,9 @@ class RecommendLearner(LabelledLearner):
 
         The server's knows no user and, where each client has a catalogue of its own, no item; all
         clients start from its weights, but for those that stay.  Under pooled training all have
-        the network of the whole.
+        the network of the whole.  Nor does the server's know what is told of items: where their
+        vectors cross, FAERec's are drawn at first; under pooled training they are the texts'
+        components.
         """
         seed = experiment.run.seed
         items, text = (channels[f"{kind}-channels"] for kind in ("item", "text"))

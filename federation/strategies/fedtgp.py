@@ -126,8 +126,8 @@ class FedTGP(PrototypeStrategy):
 
     @torch.no_grad()
     def fuse(self) -> PrototypeTable:
-        """Return the learned prototypes; none before the first upload."""
-        learned = bool(self.uploads)
+        """Return the learned prototypes; none before the first upload with a class in it."""
+        learned = any(upload.classes.numel() for upload in self.uploads.values())
         known = torch.full((self.facts.num_classes,), learned)
         return PrototypeTable(torch.where(known[:, None], self.network(), 0.0), known)
 

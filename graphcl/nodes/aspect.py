@@ -20,14 +20,14 @@ from torch_geometric.data import Data
 from graphcl.contrast import info_nce
 from graphcl.errors import GraphCLError
 from graphcl.nodes.features import Features, RowNorm, drop, linear
-from graphcl.nodes.method import NodeMethod, draw_anchors, grouped, projection_head
+from graphcl.nodes.method import MethodConfig, NodeMethod, draw_anchors, grouped, projection_head
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
 
 
 @dataclass(frozen=True)
-class ASPECTConfig:
+class ASPECTConfig(MethodConfig):
     """Hyper-parameters of :class:`ASPECT`.
 
     Attributes:

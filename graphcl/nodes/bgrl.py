@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from graphcl.nodes.batch_norm import BatchNorm
 from graphcl.nodes.convolution import ConvolutionEncoder, View, draw_view
 from graphcl.nodes.features import Features
-from graphcl.nodes.method import NodeMethod
+from graphcl.nodes.method import MethodConfig, NodeMethod
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import SymmetricOperator
 
 
 @dataclass(frozen=True)
-class BGRLConfig:
+class BGRLConfig(MethodConfig):
     """Hyper-parameters of :class:`BGRL`; see also :class:`graphcl.nodes.ASPECTConfig`.
 
     Attributes:

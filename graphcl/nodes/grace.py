@@ -12,13 +12,13 @@ from torch import Tensor
 from graphcl.contrast import info_nce
 from graphcl.nodes.convolution import ConvolutionEncoder, draw_view
 from graphcl.nodes.features import Features
-from graphcl.nodes.method import NodeMethod, draw_anchors, projection_head
+from graphcl.nodes.method import MethodConfig, NodeMethod, draw_anchors, projection_head
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import SymmetricOperator
 
 
 @dataclass(frozen=True)
-class GRACEConfig:
+class GRACEConfig(MethodConfig):
     """Hyper-parameters of :class:`GRACE`; see :class:`graphcl.nodes.ASPECTConfig`."""
 
     hidden_channels: int = 256

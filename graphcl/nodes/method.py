@@ -13,12 +13,56 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from graphcl.errors import GraphCLError
+from graphcl.errors import GraphCLError, check_fields
 from graphcl.nodes.batches import NodeBatches
 from graphcl.nodes.features import Features
 from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import SymmetricOperator
 from graphcl.training import fit, load_weights, save_weights, seed_everything
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        (
+            *("hidden_channels", "projection_channels", "order", "num_anchors", "patience"),
+            *("attack_steps", "attack_every", "attacked_nodes"),
+        ),
+        lambda v: v >= 1,
+        "at least 1",
+    ),
+    (
+        (
+            *("epochs", "warmup_steps", "weight_decay", "filter_weight_decay"),
+            *("channel_weight", "evidence_weight", "rayleigh_weight", "stability_weight"),
+            *("adversarial_weight", "edge_budget", "feature_bound"),
+        ),
+        lambda v: 0 <= v < math.inf,
+        "at least 0",
+    ),
+    (
+        (
+            *("learning_rate", "filter_learning_rate", "temperature", "evidence_temperature"),
+            *("input_scale", "sharpness", "cutoff"),
+        ),
+        lambda v: 0 < v < math.inf,
+        "above 0",
+    ),
+    (("drop_features", "drop_edges", "dropout"), lambda v: 0 <= v < 1, "0 to just under 1"),
+    (("batch_nodes",), lambda v: v == 0 or v >= 2, "at least 2, or 0 for the whole graph"),
+    (("momentum",), lambda v: 0 <= v <= 1, "0 to 1"),
+)
+
+
+class MethodConfig:
+    """Base of the methods' configurations: what a hyper-parameter of some name may be.
+
+    Raises:
+        GraphCLError: A number is out of its range.
+    """
+
+    def __post_init__(self) -> None:
+        for names, allowed, rule in _RULES:
+            own = [name for name in names if hasattr(self, name)]
+            check_fields(self, own, allowed, rule)
 
 
 class NodeMethod(nn.Module, ABC):

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from graphcl.nodes.batch_norm import BatchNorm
 from graphcl.nodes.features import Features, dense, drop
-from graphcl.nodes.method import NodeMethod, grouped
+from graphcl.nodes.method import MethodConfig, NodeMethod, grouped
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import MonotoneFilters, SymmetricOperator
 from graphcl.training import fit_best
 
 
 @dataclass(frozen=True)
-class PolyGCLConfig:
+class PolyGCLConfig(MethodConfig):
     """Hyper-parameters of :class:`PolyGCL`; see also :class:`graphcl.nodes.ASPECTConfig`.
 
     Attributes:

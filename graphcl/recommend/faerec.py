@@ -123,9 +123,11 @@ class FAERec(SequenceRecommender):
 
     def start(self, interactions: Interactions) -> Self:
         super().start(interactions)
-        components = _components(self.text[1:], self.config.hidden_channels)
-        with torch.no_grad():
-            self.item.weight[1:, : components.size(1)] = components
+        text = self.text[1:]
+        if (text != text[:1]).any():  # else, as at a server that knows no text, all is drawn
+            components = _components(text, self.config.hidden_channels)
+            with torch.no_grad():
+                self.item.weight[1:, : components.size(1)] = components
         return self
 
     def begin_epoch(self) -> None:
@@ -197,11 +199,9 @@ def _perceptron(channels: int, hidden: int, out: int, dropout: float) -> nn.Sequ
 
 
 def _components(text: Tensor, channels: int) -> Tensor:
-    """Return the first principal components of the texts with a deviation of 0.02 in all."""
+    """Return the first principal components of unlike texts with a deviation of 0.02 in all."""
     from sklearn.decomposition import PCA
 
-    if not (text - text.mean(0)).any():  # of one item, or where nothing is told of any
-        return text.new_zeros(len(text), 1)
     pca = PCA(min(channels, *text.shape), svd_solver="covariance_eigh")
     with threadpool_limits(1):  # their number decides the order of sums
         components = torch.from_numpy(pca.fit_transform(text.cpu().numpy()))

@@ -16,6 +16,7 @@ from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches, c
 from graphcl.recommend.softmax import catalogue_cross_entropy, sampled_cross_entropy
 from graphcl.training import clip_gradients, fit_best, load_weights, save_weights, seed_everything
 
+_MALFORMED = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, GraphCLError)
 _FEATURE = "catalogue/"  # what a file calls that which is no weight
 
 
@@ -349,11 +350,20 @@ class Recommender(nn.Module, ABC):
         }
         try:
             model = cls(cls.config_type(**header["config"]))
+            if len(features["count"]) != int(header["num_items"]) + 1:
+                raise GraphCLError("its counts are of another catalogue")
             model._create(int(header["num_users"]), int(header["num_items"]), features)
             names = header["item_name"]
             model.item_name = None if names is None else tuple(names)
             model.load_state_dict(weights)
-        except (KeyError, TypeError, ValueError, RuntimeError, GraphCLError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            GraphCLError,
+        ) as error:
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
         return model.eval()
 
@@ -362,9 +372,18 @@ def _one_history(
     history: Tensor | Sequence[int], time: Tensor | Sequence[int] | None
 ) -> Interactions:
     """Return the events of somebody unknown."""
-    item = torch.as_tensor(history, dtype=torch.int64).flatten()
+    item = torch.as_tensor(history).flatten()
+    if len(item) and (item.is_floating_point() or item.dtype == torch.bool):
+        raise GraphCLError(f"rank: history holds {item.dtype}; pass items' numbers as integers")
+    item = item.long()
     seconds = None if time is None else torch.as_tensor(time, dtype=torch.int64).flatten()
+    if seconds is not None and len(seconds) != len(item):
+        raise DataError(
+            f"rank: {len(seconds)} times of {len(item)} events; pass one for each, or none"
+        )
     # How many items there are is for the model to check.
     highest = max(1, int(item.max())) if len(item) else 1
+    if seconds is None or not len(item):
+        return Interactions("history", torch.zeros_like(item), item, 1, highest)
     events = Interactions("history", torch.zeros_like(item), item, 1, highest, time=seconds)
-    return events if seconds is None or not len(item) else events.validate()
+    return events.validate()

@@ -153,6 +153,14 @@ def test_before_the_first_upload_nothing_is_known(server):
     assert to_tensors(strategy.content_for(0)["prototypes"])["values"].shape == (0, WIDTH)
 
 
+def test_uploads_that_withhold_every_class_teach_nothing_that_could_be_sent(server, rng, found):
+    strategy = server(epochs=1)
+    take(strategy, 1, {0: upload([], rng), 1: upload([], rng)})
+    assert not strategy.table.known.any()
+    take(strategy, 2, found)
+    assert strategy.table.known.all()
+
+
 def test_all_classes_are_sent_also_those_that_nobody_uploaded(server, found):
     strategy = server(epochs=1)
     take(strategy, 1, found)

@@ -66,6 +66,12 @@ def test_a_setting_is_all_that_decides_the_figures(tiny) -> None:
         assert setting_of(tiny({key: value})) == base
     for key, value in {"run.rounds": 9, "strategy.fraction": 0.5, "model.dropout": 0.1}.items():
         assert setting_of(tiny({key: value})) != base
+    # Sums are rounded in another order.
+    alone, batched = (
+        {"model.encoders": "mlp", "model.dropout": 0.0, "simulation.batch_clients": n}
+        for n in (0, 4)
+    )
+    assert setting_of(tiny(alone)) != setting_of(tiny(batched))
 
 
 def test_means_over_seeds_have_students_interval() -> None:

@@ -104,6 +104,7 @@ def test_unknown_items_are_refused_by_their_places_and_not_repeated(model, caplo
         (json.dumps({"history": [1] * (LONGEST_HISTORY + 1)}), ["body", "history"]),
         ('{"histroy": [1]}', ["body", "histroy"]),
         ('{"history": [1, 2], "time": [60]}', ["body", "time"]),
+        ('{"history": [], "time": [60]}', ["body", "time"]),
         ('{"history": [1, 2], "time": [60, 30]}', ["body", "time"]),
         ('{"history": [1], "time": [99999999999999999999]}', ["body", "time", 0]),
         ('{"history": [1], "time": [1], "now": 1.5}', ["body", "now"]),
@@ -125,6 +126,7 @@ def test_the_largest_list_and_the_longest_history_are_taken(model):
 
 
 def test_times_go_with_a_history(model):
+    assert rank(model, history=[], time=[], now=90).json() == rank(model, history=[]).json()
     timed = rank(model, history=[3, 4], time=[60, 60], now=90, k=3).json()["items"]
     assert timed == rank(model, history=[3, 4], k=3).json()["items"]  # SASRec reads no times
 

@@ -48,6 +48,45 @@ def test_a_search_that_is_stopped_leaves_the_trials_it_made(graphcl, tmp_path, m
     written = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
     assert [trial["settings"] for trial in written["trials"]] == [{}, {"aspect.epochs": 1}]
 
+    monkeypatch.setattr(module, "_try", lambda *given: calls.append(given) or attempt(*given))
+    code, out = graphcl("probe", "small.toml", "--search")
+    assert code == 0, out
+    assert "2 trials are in" in out
+    assert len(calls) == 3 + 2  # those that were missing
+    finished = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
+    assert finished["trials"][:2] == written["trials"]
+    assert len(finished["trials"]) == 4
+    code, out = graphcl("probe", "small.toml", "--search", "--set", "aspect.temperature=0.3")
+    assert code == 0, out
+    assert "already" not in out  # those were of another file
+    assert len(calls) == 3 + 2 + 4
+
+
+def test_a_value_with_which_training_fails_loses(graphcl, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(path.read_text() + '[search]\n"aspect.learning_rate" = [1e30, 0.02]\n')
+    code, out = graphcl("probe", "small.toml", "--search")
+    assert code == 0, out
+    written = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
+    _, failed, other = written["trials"]
+    assert "not finite" in failed["error"]
+    assert failed["val_accuracy"] < 0 < other["val_accuracy"]
+    assert written["best"] != failed["settings"]
+    code, out = graphcl("probe", "small.toml", "--search", "--set", "aspect.learning_rate=1e30")
+    assert code == 1  # nothing can be compared with a file that cannot be trained
+    assert "not finite" in out
+
+
+def test_a_damaged_record_is_told(graphcl, tmp_path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(path.read_text() + SEARCH)
+    folder = tmp_path / "runs" / "probes"
+    folder.mkdir(parents=True)
+    (folder / "small-search.json").write_text('{"experiment": ')
+    code, out = graphcl("probe", "small.toml", "--search")
+    assert code == 2
+    assert "delete it, and the search begins anew" in " ".join(out.split())
+
 
 def test_a_search_keeps_the_best_value_before_it_tries_the_next_key(graphcl, tmp_path) -> None:
     path = tmp_path / "small.toml"
@@ -92,6 +131,7 @@ def test_a_trial_is_judged_by_the_mean_of_its_trainings(graphcl, tmp_path) -> No
         ("", "needs a .search. table"),
         ('[search]\n"aspect.ordr" = [3]\n', "did you mean 'aspect.order'"),
         ('[search]\n"aspect.fusion" = ["sum", "product"]\n', "aspect.fusion"),
+        ('[search]\n"aspect.num_anchors" = [512, 0]\n', "aspect.num_anchors is 0"),
     ],
 )
 def test_a_mistake_is_told_before_the_first_trial(graphcl, tmp_path, table, message) -> None:

@@ -14,6 +14,7 @@ from graphcl.nodes import (
     BGRL,
     GRACE,
     ASPECTConfig,
+    ASPECTSConfig,
     BGRLConfig,
     GRACEConfig,
     PolyGCL,
@@ -34,6 +35,29 @@ METHODS = [
     (PolyGCL, PolyGCLConfig(**SMALL, batch_norm=True, unit_rows=True)),
 ]
 IDS = ["aspect", "global", "low", "high", "mean", "concat", "grace", "bgrl", "polygcl"]
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "rule"),
+    [
+        (ASPECTConfig, "hidden_channels", 0, "at least 1"),
+        (ASPECTConfig, "projection_channels", 0, "at least 1"),
+        (ASPECTConfig, "num_anchors", -5, "at least 1"),
+        (ASPECTConfig, "learning_rate", -1.0, "above 0"),
+        (ASPECTConfig, "temperature", 0.0, "above 0"),
+        (ASPECTConfig, "drop_features", 1.0, "0 to just under 1"),
+        (ASPECTConfig, "weight_decay", float("nan"), "at least 0"),
+        (ASPECTSConfig, "attack_every", 0, "at least 1"),
+        (ASPECTSConfig, "attacked_nodes", 0, "at least 1"),
+        (GRACEConfig, "drop_edges", 1.5, "0 to just under 1"),
+        (BGRLConfig, "momentum", 3, "0 to 1"),
+        (PolyGCLConfig, "dropout", 1.5, "0 to just under 1"),
+        (PolyGCLConfig, "patience", 0, "at least 1"),
+    ],
+)
+def test_a_hyper_parameter_out_of_its_range_is_refused_by_its_name(config, field, value, rule):
+    with pytest.raises(GraphCLError, match=f"{field} is {value}, must be {rule}"):
+        config(**{field: value})
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +185,8 @@ def test_misuse_is_a_clear_error(data):
     with pytest.raises(DataError, match=r"x\[1, 0\] is nan"):
         prepare(Data(x=torch.tensor([[1.0], [torch.nan]]), edge_index=data.edge_index[:, :0]))
     for size in (1, -5):
-        with pytest.raises(GraphCLError, match=f"batch_nodes is {size}; pass 2 or more"):
-            GRACE(GRACEConfig(**SMALL, batch_nodes=size)).fit(data)
+        with pytest.raises(GraphCLError, match=f"batch_nodes is {size}, must be at least 2, or 0"):
+            GRACEConfig(**SMALL, batch_nodes=size)
 
 
 def test_memory_of_a_step_is_bounded_by_the_anchors(data):

@@ -271,6 +271,14 @@ def test_what_the_components_do_not_fill_is_drawn(interactions: Interactions) ->
     assert rest.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def test_where_nothing_is_told_of_any_item_all_is_drawn(interactions: Interactions) -> None:
+    """As for the server of a federation, whose first vectors all clients take."""
+    assert interactions.text is not None
+    silent = replace(interactions, text=torch.zeros_like(interactions.text))
+    weight = FAERec(CONFIG).start(silent).item.weight[1:]
+    assert weight.std(0).detach().numpy() == pytest.approx(0.02, rel=0.5)
+
+
 def test_a_state_sees_no_later_event(trained: FAERec, interactions: Interactions) -> None:
     batch = Histories.of_users(interactions).batch(slice(0, 20), 8)
     before = trained.states(batch)

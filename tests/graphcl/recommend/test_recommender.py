@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from graphcl.datasets import Interactions, simulate_interactions
 from graphcl.errors import DataError, GraphCLError
@@ -197,6 +199,11 @@ def test_padding_keeps_its_row_of_zeros(model: Recommender) -> None:
 def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Interactions) -> None:
     with pytest.raises(GraphCLError, match=r"history\[1\] is 61"):
         model.rank([1, 61])
+    with pytest.raises(GraphCLError, match=r"history holds torch\.float32; pass items' numbers"):
+        model.rank([1.0, 2.5])  # type: ignore[list-item]
+    for history, time in (([], [5]), ([1, 2], [5]), ([1], [])):
+        with pytest.raises(DataError, match=f"{len(time)} times of {len(history)} events"):
+            model.rank(history, time=time)
     with pytest.raises(GraphCLError, match="no weights yet; call fit or load first"):
         small(type(model)).rank([1])
     other = simulate_interactions(50, 40).interactions
@@ -206,6 +213,29 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
         RecommenderConfig(dropout=1)
     with pytest.raises(GraphCLError, match="hidden_channels is 5, must be even"):
         RecommenderConfig(hidden_channels=5)
+
+
+def test_an_empty_history_may_have_no_times_either(model: Recommender) -> None:
+    for now in (None, 90):
+        items, scores = model.rank([], k=4, time=[], now=now)
+        assert items.equal(model.rank([], k=4)[0])
+        assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["absent", "short"])
+def test_a_file_without_its_catalogue_is_refused(
+    model: Recommender, tmp_path: Path, change: str
+) -> None:
+    model.save(tmp_path / "whole.safetensors")
+    with safe_open(tmp_path / "whole.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "whole.safetensors")
+    counts = tensors.pop("catalogue/count")
+    if change == "short":
+        tensors["catalogue/count"] = counts[:-1].clone()
+    save_file(tensors, tmp_path / "less.safetensors", metadata)
+    with pytest.raises(GraphCLError, match=f"no saved {type(model).__name__}: .*count"):
+        type(model).load(tmp_path / "less.safetensors")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
