@@ -64,10 +64,12 @@ def audit(
 
       graphcl audit configs/privacy.toml --epsilon 3,30 --min-support "" --seeds 1
     """
-    from federation.experiment import describe_keys, load_experiment
-    from federation.run_directory import new_directory
-    from simulations.audit import audit as run_audit
-    from simulations.audit import audit_table, defences, write_audit
+    terminal.check_folder(out)
+    with terminal.loading():
+        from federation.experiment import describe_keys, load_experiment
+        from federation.run_directory import new_directory
+        from simulations.audit import audit as run_audit
+        from simulations.audit import audit_table, defences, write_audit
 
     experiment = load_experiment(config, terminal.parse_settings(set_ or [], describe_keys()))
     epsilons = _numbers("--epsilon", epsilon, float, 0.0)

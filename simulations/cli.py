@@ -158,9 +158,11 @@ def keys(
         )
     described = chosen[0]() if chosen else describe_keys()
     listing = Table("key", "default", "meaning", box=None)
+    described = [entry for entry in described if entry[0].startswith(table)]
+    if not described:
+        raise ConfigError(f"no key starts with '{table}'; graphcl keys, without it, lists all")
     for key, default, meaning in described:
-        if key.startswith(table):
-            listing.add_row(key, escape(repr(default)), escape(meaning))
+        listing.add_row(key, escape(repr(default)), escape(meaning))
     terminal.console.print(listing)
 
 
@@ -173,6 +175,12 @@ def main() -> None:
     except GraphCLError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if error.filename is None:
+            raise
+        said = f"{error.filename}: {error.strerror}"
+        Console(stderr=True).print(f"[red]error:[/red] {escape(said)}", soft_wrap=True)
+        sys.exit(1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             # A usage error's own text leaves out which option it is about.

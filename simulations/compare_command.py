@@ -33,14 +33,15 @@ def compare(
 
       graphcl compare runs/quickstart-sweep --plot sweep.png
     """
-    from simulations.compare import (
-        compare,
-        comparison_table,
-        explain,
-        read_runs,
-        write_comparison,
-    )
-    from simulations.report.settings_plot import plot_settings
+    with terminal.loading():
+        from simulations.compare import (
+            compare,
+            comparison_table,
+            explain,
+            read_runs,
+            write_comparison,
+        )
+        from simulations.report.settings_plot import plot_settings
 
     with terminal.console.status("Reading the runs"):
         comparison = compare(read_runs(runs))

@@ -70,8 +70,13 @@ def check(
             raise ConfigError(f"{data}: a bundle says all that is needed; drop the other options")
         bundle, experiment = SiteBundle.load(data), load_bundle_experiment(data)
         place, partition = bundle.data, bundle.partition
+    elif not data.exists():
+        raise ConfigError(f"{data}: not found; name a site's folder, or where its data are")
     elif (config is None) == (task is None):
-        raise ConfigError("name the experiment file by --config, or a task by --task, not both")
+        raise ConfigError(
+            f"{data} is no site's folder (it has no site.toml): name the experiment file by "
+            "--config, or a task by --task, not both"
+        )
     elif config is not None:
         experiment = load_experiment(config, overrides)
     else:

@@ -97,6 +97,8 @@ def split_data(
     and a deployment of it can be compared.
     """
     from federation.deploy.split import split
+
+    terminal.check_folder(out, "OUT")
     from federation.experiment import describe_keys, load_experiment
 
     experiment = load_experiment(config, terminal.parse_settings(set_ or [], describe_keys()))
@@ -124,6 +126,7 @@ def export_models(
     """
     from simulations.export import export_run, export_site
 
+    terminal.check_folder(out, "OUT")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if (run / "site.toml").is_file():
         if data is not None or partition is not None:

@@ -43,8 +43,8 @@ def export_run(
         The folders, each of which :func:`graphcl.load_model` loads.
 
     Raises:
-        ConfigError: If there is no complete round, or the models are elsewhere or of no kind that
-            can be stored.
+        ConfigError: If there is no complete round or no such partition, or the models are elsewhere
+            or of no kind that can be stored.
     """
     if not (directory / "config.toml").exists():
         raise ConfigError(f"{directory}: no run directory: it holds no config.toml")
@@ -61,7 +61,12 @@ def export_run(
             "directory of the server has none of them; export on a site: graphcl deploy export "
             "BUNDLE OUT"
         )
-    clients = range(experiment.partition.clients) if partition is None else [partition]
+    every = range(experiment.partition.clients)
+    if partition is not None and partition not in every:
+        raise ConfigError(
+            f"--partition {partition}: {directory} has the partitions 0 to {every[-1]}"
+        )
+    clients = every if partition is None else [partition]
     written = []
     for client in clients:
         folder = out / _name(experiment, client)

@@ -43,7 +43,9 @@ def simulate(
 
       graphcl outage simulate example
     """
-    from graphcl.datasets import save_outage_events, save_storm, simulate_storms
+    terminal.check_folder(out, "OUT")
+    with terminal.loading():
+        from graphcl.datasets import save_outage_events, save_storm, simulate_storms
 
     simulated = simulate_storms(locations, events + 1, seed=seed).events
     save_outage_events(simulated.of(range(events)), out / "history")
@@ -66,12 +68,13 @@ def train(
 
       graphcl outage train FILE.toml --set outage.source=example/history --out model
     """
-    from graphcl.outages import OutageForecaster
-    from graphcl.training import num_threads
-    from simulations.outages import load_events
-
     if out.exists():
         raise ConfigError(f"--out {out} exists already: name a new folder")
+    with terminal.loading():
+        from graphcl.outages import OutageForecaster
+        from graphcl.training import num_threads
+        from simulations.outages import load_events
+
     experiment = _load(config, set_)
     events = load_events(experiment)
     forecaster = OutageForecaster(experiment.sa_hgnn, experiment.forecaster)
@@ -98,10 +101,14 @@ def predict(
 
       graphcl outage predict --model model --event storm.csv --out map.html
     """
-    from graphcl.datasets import load_storm
-    from graphcl.outages import OutageForecaster
-    from graphcl.training import num_threads
-    from simulations.report.outage_map import write_outage_map
+    terminal.check_file(out)
+    if table is not None:
+        terminal.check_file(table, "--table")
+    with terminal.loading():
+        from graphcl.datasets import load_storm
+        from graphcl.outages import OutageForecaster
+        from graphcl.training import num_threads
+        from simulations.report.outage_map import write_outage_map
 
     with terminal.console.status("Forecasting"), num_threads(1):
         forecaster = OutageForecaster.load(model)
@@ -128,8 +135,9 @@ def evaluate(
     """Predict events from others that do not include them, beside what practitioners use.
 
     MAE, RMSE and similarity (Morisita-Horn's; 1 is the observed pattern) are means over events of
-    measures over locations; MAPE, CRMSE and R2 are of the events' totals. The results' file holds
-    these and more of every event.
+    measures over locations; MAPE, CRMSE and R2 are of the events' totals, CRMSE of what is left of
+    their errors when the mean error is taken away. The results' file holds these and more of every
+    event.
 
     For example:
 
@@ -137,16 +145,18 @@ def evaluate(
 
       graphcl outage evaluate configs/outages/taiwan.toml --method sa_hgnn --intervals
     """
-    from graphcl.training import num_threads
-    from simulations.outages import (
-        METHODS,
-        count_trainings,
-        divide,
-        load_events,
-        measure_coverage,
-        write_evaluation,
-    )
-    from simulations.outages import evaluate as evaluate_method
+    terminal.check_folder(out)
+    with terminal.loading():
+        from graphcl.training import num_threads
+        from simulations.outages import (
+            METHODS,
+            count_trainings,
+            divide,
+            load_events,
+            measure_coverage,
+            write_evaluation,
+        )
+        from simulations.outages import evaluate as evaluate_method
 
     methods = method or list(METHODS)
     unknown = [name for name in methods if name not in METHODS]

@@ -86,12 +86,16 @@ def probe(
 
       graphcl probe configs/nodes/aspect_texas.toml --method aspect --method aspect_s --perturb 0.1
     """
+    if all_ and configs:
+        raise ConfigError(f"--all probes every file of configs/nodes: leave out {configs[0]}")
     paths = sorted(Path("configs/nodes").glob("aspect_*.toml")) if all_ else configs
     if not paths:
         raise ConfigError("name a probe file, or --all in a folder that holds configs/nodes")
+    terminal.check_folder(out)
     if leaking + search + (perturb is not None) > 1:
         raise ConfigError("--leaking, --search and --perturb each print a table: choose one")
-    from simulations.probe import describe_probe_keys
+    with terminal.loading():
+        from simulations.probe import describe_probe_keys
 
     overrides = terminal.parse_settings(set_ or [], describe_probe_keys())
     files = _files(paths, method or [], overrides)
@@ -206,8 +210,12 @@ def _search(files: list[File], out: Path) -> None:
                 str(len(trials)),
                 f"{sum(trial.seconds for trial in trials):.0f}",
             )
+    except KeyboardInterrupt:
+        terminal.say(f"\nStopped. The same command goes on from the trials in {escape(str(out))}")
+        raise
     finally:
-        terminal.console.print(table)
+        if table.row_count:
+            terminal.console.print(table)
     terminal.say(f"Trials: [bold]{escape(str(out))}[/bold]")
 
 

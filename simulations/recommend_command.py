@@ -50,8 +50,9 @@ def train(
 
       graphcl recommend train FILE.toml --set recommend.source=clicks.csv --out model.safetensors
     """
-    from graphcl.training import num_threads
-    from simulations.recommendations import load_data, new_recommender
+    with terminal.loading():
+        from graphcl.training import num_threads
+        from simulations.recommendations import load_data, new_recommender
 
     _check_new_file(out)
     (experiment,) = _load([config], set_, {"recommend.method": method} if method else {})
@@ -107,8 +108,10 @@ def evaluate(
 
       graphcl recommend evaluate configs/recommend/*.toml --method pop --method sasrec --jobs 4
     """
-    from graphcl.recommend import RECOMMENDERS
-    from simulations.recommendations import check_name
+    terminal.check_folder(out)
+    with terminal.loading():
+        from graphcl.recommend import RECOMMENDERS
+        from simulations.recommendations import check_name
 
     for name in method or []:
         try:
@@ -241,6 +244,9 @@ def _evaluate(
             with closing(evaluation.run(jobs, show)) as ended:
                 for pair in ended:
                     progress.update(task, advance=1, figures=str(pair))
+    except KeyboardInterrupt:
+        terminal.say("\nStopped. The same command goes on with the trainings that are missing")
+        raise
     finally:
         if evaluation.found:
             _print_table(evaluation)
@@ -275,5 +281,4 @@ def _check_new_file(out: Path) -> None:
     """Refuse what would be lost, or could not be written after a long training."""
     if out.exists():
         raise ConfigError(f"--out {out} exists already: name a new file")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it first")
+    terminal.check_file(out)

@@ -90,7 +90,10 @@ def create_app(model: Recommender) -> FastAPI:
                 history, asked.k, time=asked.time, now=asked.now, exclude_seen=asked.exclude_seen
             )
         except DataError:
-            rule = "one time per event of the history, never falling, in seconds since 1970"
+            rule = (
+                "one time per event of the history, never falling and none after now, in seconds "
+                "since 1970"
+            )
             problem = {"type": "times", "loc": ("body", "time"), "msg": rule}
             raise RequestValidationError([problem]) from None
         return Ranked(

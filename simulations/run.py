@@ -13,7 +13,7 @@ from federation.experiment import Experiment, load_experiment
 from federation.learners import Clients, clients_of
 from federation.run_directory import RunDirectory, new_directory
 from federation.tables import WEIGHT_STRATEGIES
-from graphcl.errors import ConfigError
+from graphcl.errors import ConfigError, FederationError
 from simulations.carriers import carrier_for
 
 _PARTITION = "partition.json"
@@ -145,5 +145,10 @@ def _summary(directory: Path) -> dict[str, Any] | None:
     path = directory / "summary.json"
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise FederationError(
+            f"{path}: damaged; delete it, and the last round is summed up anew"
+        ) from None
     return summary

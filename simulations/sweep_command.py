@@ -59,15 +59,16 @@ def sweep(
 
       graphcl sweep configs/quickstart.toml --range 'model.encoders="gcn","gcn, sage"' --jobs 2
     """
-    from federation.experiment import describe_keys
-    from simulations.sweep import lay_out_trials, parse_ranges, plan_sweep
-    from simulations.sweep_results import (
-        best_settings,
-        explain,
-        result_table,
-        sweep_result,
-        write_result,
-    )
+    with terminal.loading():
+        from federation.experiment import describe_keys
+        from simulations.sweep import lay_out_trials, parse_ranges, plan_sweep
+        from simulations.sweep_results import (
+            best_settings,
+            explain,
+            result_table,
+            sweep_result,
+            write_result,
+        )
 
     overrides = terminal.parse_settings(set_ or [], describe_keys())
     ranges = parse_ranges(range_ or [], describe_keys())

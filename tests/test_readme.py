@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from federation.experiment import describe_keys, load_experiment
 from graphcl.datasets import confounded_series, save_series, simulate_interactions
 from graphcl.recommend import FAERec, load_recommender
+from simulations.terminal import parse_settings
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -83,6 +85,22 @@ def test_every_file_and_command_it_names_exists(name: str) -> None:
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+RUNS = re.findall(
+    r"^graphcl (?:run|sweep|audit) (configs/\S+\.toml)([^#\n]*)",
+    README.read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("config", "options"), RUNS, ids=[" ".join(run).strip() for run in RUNS])
+def test_every_experiment_that_it_shows_can_run_with_the_settings_it_shows(
+    config: str, options: str
+) -> None:
+    settings = re.findall(r"--set (\S+)", options)
+    overrides = parse_settings(settings, describe_keys())
+    assert load_experiment(README.parent / config, overrides).run.rounds > 0
 
 
 @pytest.mark.parametrize("name", ["README.md", "tests/benchmarks/README.md"])

@@ -73,7 +73,7 @@ def simulate_storms(
     num_locations: int = 400,
     num_events: int = 24,
     *,
-    num_districts: int = 4,
+    num_districts: int | None = None,
     spacing: float = 4.0,
     seed: int = 0,
 ) -> StormSimulation:
@@ -90,7 +90,8 @@ def simulate_storms(
     Args:
         num_locations: N.
         num_events: E; event e is the same whatever their number.
-        num_districts: At most the columns of the grid, which has about sqrt(N) of them.
+        num_districts: At most the columns of the grid, which has about sqrt(N) of them; by default
+            four, or all there are.
         spacing: Width of a cell, km.
         seed: Same seed, same simulation.
 
@@ -110,6 +111,8 @@ def simulate_storms(
             f"simulate_storms: num_locations is {num_locations} and num_events {num_events}: both "
             "must be at least 1"
         )
+    if num_districts is None:
+        num_districts = min(4, width)
     if not 1 <= num_districts <= width:
         raise DataError(
             f"simulate_storms: num_districts is {num_districts}, must be 1 to {width}, the columns "

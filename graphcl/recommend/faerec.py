@@ -100,7 +100,8 @@ class FAERec(SequenceRecommender):
         if interactions.text is None:
             raise DataError(
                 f"{interactions.name}: the items have no text, which FAERec reads: call "
-                "embed_texts(interactions), or set it with dataclasses.replace"
+                "embed_texts(interactions), or set it with dataclasses.replace; in a recommend "
+                'file, set recommend.text = "tfidf" and recommend.items to a table with titles'
             )
         return {"text": interactions.text}
 

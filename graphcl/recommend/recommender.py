@@ -310,7 +310,7 @@ class Recommender(nn.Module, ABC):
 
         Raises:
             GraphCLError: Nothing was trained yet, or an item is not in the catalogue.
-            DataError: The times are not one per event, or not in order.
+            DataError: The times are not one per event or not in order, or now is before one.
         """
         if not self.num_items:
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
@@ -319,6 +319,11 @@ class Recommender(nn.Module, ABC):
         check_history("rank", events.item, self.num_items)
         asked = Histories.of_users(events, known=several)
         if now is not None and asked.time is not None:
+            if len(events.item) and now < int(asked.time.max()):
+                raise DataError(
+                    f"rank: now is {now}, and the last event was at {int(asked.time.max())}; pass "
+                    "a later time, or none for right after it"
+                )
             asked = replace(asked, time=torch.full_like(asked.time, now))
         items, scores = top_k(self.scores(asked), k, asked.seen if exclude_seen else None)
         return (items, scores) if several else (items[0], scores[0])

@@ -87,6 +87,25 @@ def test_settings_on_the_command_line_override_the_file(graphcl, tmp_path) -> No
         (["run", "--resume", "nowhere"], "holds no config.toml"),
         (["run", "tiny.toml", "--resume", "x"], "not both"),
         (["run", "tiny.toml", "--unknown"], "--unknown"),
+        (["keys", "bogus"], "no key starts with 'bogus'"),
+        (["audit", "tiny.toml", "--out", "tiny.toml"], "tiny.toml is a file; name a folder"),
+        (["deploy", "split", "tiny.toml", "tiny.toml"], "OUT tiny.toml: "),
+        (["deploy", "export", "nowhere", "tiny.toml"], "tiny.toml is a file; name a folder"),
+        (["deploy", "check", "sites/site-9"], "sites/site-9: not found; name a site's folder"),
+        (["deploy", "check", "."], ". is no site's folder (it has no site.toml)"),
+        (["outage", "simulate", "tiny.toml/x"], "tiny.toml is a file; name a folder"),
+        (
+            ["outage", "predict", "--model", "m", "--event", "e.csv", "--out", "nodir/map.html"],
+            "there is no folder nodir",
+        ),
+        (
+            ["outage", "predict", "--model", "m", "--event", "e.csv", "--table", "."],
+            "--table .: this is a folder; name a file",
+        ),
+        (["outage", "evaluate", "tiny.toml", "--out", "tiny.toml"], "is a file; name a folder"),
+        (["recommend", "evaluate", "x.toml", "--out", "tiny.toml/y"], "is a file; name a folder"),
+        (["probe", "tiny.toml", "--out", "tiny.toml"], "tiny.toml is a file; name a folder"),
+        (["probe", "tiny.toml", "--all"], "leave out tiny.toml"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, arguments, message) -> None:
@@ -95,6 +114,23 @@ def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, argument
     assert message in out
     assert "Traceback" not in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_run_left_damaged_is_named_with_what_to_do(graphcl, tmp_path) -> None:
+    assert graphcl("run", "tiny.toml", "--set", "run.compare=")[0] == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    whole = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").write_text('{"digest": ')
+    code, out = graphcl("run", "--resume", str(directory))
+    assert code == 1
+    assert "summary.json: damaged; delete it" in out
+    (directory / "summary.json").unlink()
+    assert graphcl("run", "--resume", str(directory))[0] == 0
+    again = json.loads((directory / "summary.json").read_text())
+    assert again["digest"] == whole["digest"]
+    code, out = graphcl("deploy", "export", str(directory), "models", "--partition", "9")
+    assert code == 2
+    assert "--partition 9: " in out
 
 
 def test_a_federation_that_cannot_go_on_exits_non_zero_and_says_how_to_resume(

@@ -297,7 +297,7 @@ def test_popularity_is_trained_without_epochs(recommend, tmp_path):
         (["train", "tiny.toml", "--out", "tiny.toml"], "--out tiny.toml exists already"),
         (
             ["train", "tiny.toml", "--out", "no/m.st"],
-            "there is no folder no: make it first",
+            "there is no folder no; make it first",
         ),
         (
             ["train", "tiny.toml", "--out", "m.st", "--method", "svd"],

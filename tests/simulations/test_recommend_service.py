@@ -108,6 +108,7 @@ def test_unknown_items_are_refused_by_their_places_and_not_repeated(model, caplo
         ('{"history": [1, 2], "time": [60, 30]}', ["body", "time"]),
         ('{"history": [1], "time": [99999999999999999999]}', ["body", "time", 0]),
         ('{"history": [1], "time": [1], "now": 1.5}', ["body", "now"]),
+        ('{"history": [1, 2], "time": [60, 90], "now": 89}', ["body", "time"]),
         ("[1, 2]", ["body"]),
         ('{"k": ', ["body"]),
     ],

@@ -62,6 +62,19 @@ def test_a_search_that_is_stopped_leaves_the_trials_it_made(graphcl, tmp_path, m
     assert len(calls) == 3 + 2 + 4
 
 
+def test_ctrl_c_says_where_the_trials_are(graphcl, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(path.read_text() + SEARCH)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_try", stop)
+    code, out = graphcl("probe", "small.toml", "--search")
+    assert code == 130
+    assert "Stopped. The same command goes on from the trials in runs/probes" in out
+
+
 def test_a_value_with_which_training_fails_loses(graphcl, tmp_path, monkeypatch) -> None:
     path = tmp_path / "small.toml"
     path.write_text(path.read_text() + '[search]\n"aspect.learning_rate" = [1e30, 0.02]\n')

@@ -180,6 +180,12 @@ def test_twenty_thousand_locations_are_feasible_and_no_rate_passes_the_customers
     assert (simulation.rate == simulation.events.customers).any()
 
 
+@pytest.mark.parametrize(("num_locations", "districts"), [(1, 1), (4, 2), (9, 3), (10, 4), (99, 4)])
+def test_a_small_grid_has_fewer_districts_by_default(num_locations, districts):
+    events = simulate_storms(num_locations, 2).events
+    assert len(set(events.district)) == districts
+
+
 def test_one_location_is_enough():
     simulation = simulate_storms(1, 2, num_districts=1)
     assert simulation.events.borders.shape == (2, 0)

@@ -204,6 +204,8 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
     for history, time in (([], [5]), ([1, 2], [5]), ([1], [])):
         with pytest.raises(DataError, match=f"{len(time)} times of {len(history)} events"):
             model.rank(history, time=time)
+    with pytest.raises(DataError, match="now is 89, and the last event was at 90"):
+        model.rank([1, 2], time=[60, 90], now=89)
     with pytest.raises(GraphCLError, match="no weights yet; call fit or load first"):
         small(type(model)).rank([1])
     other = simulate_interactions(50, 40).interactions
