@@ -40,6 +40,11 @@ def check_combination(experiment: "Experiment") -> None:
         raise ValueError(
             f"simulation.gpus_per_client: task.name = '{task}' runs on the CPU; leave it at 0"
         )
+    if experiment.data.split == "stored" and task not in ("classify", "pretrain"):
+        raise ValueError(
+            f"data.split: 'stored' reads the masks of a graph, but task.name = '{task}' has none; "
+            "leave it at 'random'"
+        )
     if experiment.partition.scheme == "users" and task != "recommend":
         raise ValueError(
             f"partition.scheme: 'users' deals out the users of interactions, but task.name = "

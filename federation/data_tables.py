@@ -1,6 +1,6 @@
 """The tables of the experiment file that say where the data come from."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
@@ -161,6 +161,11 @@ class DataTable(Table):
         min_length=1,
     )
     root: str = key("", "folder of data sets; empty = the environment variable GRAPHCL_DATA")
+    split: Literal["random", "stored"] = key(
+        "random",
+        "random = each client's nodes anew, by the two ratios below; stored = by the masks that "
+        "the graphs came with, of several splits the one with the number run.seed modulo theirs",
+    )
     train_ratio: float = key(0.2, "share of each class to train on", gt=0, lt=1)
     val_ratio: float = key(0.4, "share of each class to validate on; the rest tests", gt=0, lt=1)
     num_classes: int = key(0, "classes that the data must have; 0 = whatever they have", ge=0)

@@ -212,6 +212,9 @@ def _print_plan(experiment: "Experiment", clients: "Clients", directory: Path) -
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )
+    whole = getattr(clients, "whole", None)
+    if experiment.data.split == "random" and whole is not None and "train_mask" in whole:
+        terminal.say('The masks of the graph are not read; data.split = "stored" would read them')
 
 
 def _print_outcomes(outcomes: "list[Outcome]", scores: "Sequence[Score]") -> None:

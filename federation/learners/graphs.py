@@ -33,6 +33,7 @@ from graphcl.datasets import (
     load_silos,
     split_nodes,
 )
+from graphcl.datasets.protocols import stored_splits
 from graphcl.errors import ConfigError, DataError, PartitionError
 from graphcl.training import derive_seed
 
@@ -121,11 +122,30 @@ def _own_graph(data: OwnData, num_classes: int, seed: int, client: int) -> Data:
 
 
 def _split(graph: Data, data: DataTable, seed: int, client: int) -> Data:
-    masks = split_nodes(
-        graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", client)
-    )
+    if data.split == "stored":
+        masks = _stored(graph, data, seed, client)
+    else:
+        masks = split_nodes(
+            graph.y, data.train_ratio, data.val_ratio, seed=derive_seed(seed, "split", client)
+        )
     graph.train_mask, graph.val_mask, graph.test_mask = masks
     return graph
+
+
+def _stored(graph: Data, data: DataTable, seed: int, client: int) -> tuple[torch.Tensor, ...]:
+    """Return a client's part of the masks that the graph came with."""
+    try:
+        splits = stored_splits(graph)
+    except DataError as error:
+        raise ConfigError(f"data.split: 'stored', but in {data.source} {error}") from None
+    masks = tuple(mask[:, seed % mask.size(1)] for mask in splits)
+    for name, mask in zip(("train", "validate", "test"), masks, strict=True):
+        if not mask.any():
+            raise PartitionError(
+                f"data.split: of the {len(mask)} nodes of client {client} the stored masks have "
+                f"none to {name} on; divide the graph over fewer clients, or set it to 'random'"
+            )
+    return masks
 
 
 @lru_cache(maxsize=1)

@@ -398,6 +398,7 @@ def unlike_defaults() -> dict:
         "simulation.engine": "local",
         "simulation.address": "auto",
         "data.num_classes": 7,
+        "data.split": "stored",
         "task.name": "pretrain",
         "simulation.gpus_per_client": 0.0,
         "simulation.batch_clients": 0,

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from federation.learners import NodeLearner
 from federation.scores import SCORES
+from graphcl.datasets import contextual_sbm, save_npz
 from simulations import cli, terminal
 
 TINY = """
@@ -114,6 +116,22 @@ def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, argument
     assert message in out
     assert "Traceback" not in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_masks_of_a_graph_are_read_where_asked_and_else_it_is_said(graphcl, tmp_path) -> None:
+    graph = contextual_sbm(120, 3, 5)
+    for place, name in enumerate(("train", "val", "test")):
+        graph[f"{name}_mask"] = torch.arange(120) % 3 == place
+    save_npz(graph, tmp_path / "graph.npz")
+    own = ("run", "tiny.toml", "--set", "data.source=graph.npz", "--set", "run.compare=")
+    code, out = graphcl(*own)
+    assert code == 0, out
+    assert "The masks of the graph are not read" in out
+    code, out = graphcl(*own, "--set", "data.split=stored")
+    assert code == 0, out
+    assert "masks" not in out
+    digests = {json.loads(path.read_text())["digest"] for path in tmp_path.rglob("summary.json")}
+    assert len(digests) == 2
 
 
 def test_what_a_run_left_damaged_is_named_with_what_to_do(graphcl, tmp_path) -> None:
