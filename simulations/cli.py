@@ -198,6 +198,7 @@ def _write_report(directory: Path) -> Path:
 
 def _print_plan(experiment: "Experiment", clients: "Clients", directory: Path) -> None:
     from federation.learners import Sites
+    from federation.learners.graphs import ClientGraphs
 
     shares, report = clients.report.clients, clients.report
     sizes = sorted(share.nodes for share in shares)
@@ -212,7 +213,7 @@ def _print_plan(experiment: "Experiment", clients: "Clients", directory: Path) -
         f" engine {experiment.simulation.engine}, seed {experiment.run.seed}\n"
         f"Run directory: {escape(str(directory))}"
     )
-    whole = getattr(clients, "whole", None)
+    whole = clients.whole if isinstance(clients, ClientGraphs) else None
     if experiment.data.split == "random" and whole is not None and "train_mask" in whole:
         terminal.say('The masks of the graph are not read; data.split = "stored" would read them')
 
