@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from logging import ERROR
 from typing import Protocol, runtime_checkable
@@ -49,11 +50,13 @@ def discover(grid: Grid, experiment: Experiment) -> Facts:
     facts: dict[int, dict[str, int]] = {}
     keys: dict[int, bytes] = {}
     absent: list[str] = []
-    for reply in grid.send_and_receive(messages, timeout=experiment.run.timeout or None):
+    replies = list(grid.send_and_receive(messages, timeout=experiment.run.timeout or None))
+    usual = _usual_names(replies)
+    for reply in replies:
         node = reply.metadata.src_node_id
         try:
             told = _told(reply, experiment, known)
-            _check_alike(node, told, facts)
+            _check_alike(node, told, usual)
             key = _public_key(reply) if experiment.masked else b""
         except FederationError as error:
             if known is None:
@@ -131,16 +134,20 @@ def _told(
     return told
 
 
-def _check_alike(
-    node: int, told: Mapping[str, int], facts: Mapping[int, Mapping[str, int]]
-) -> None:
-    """Refuse a node that tells other things than those before it."""
-    for others in facts.values():
-        if differ := sorted(set(told) ^ set(others)):
-            raise FederationError(
-                f"node {node} differs from the others in what it tells: {', '.join(differ)[:80]}; "
-                "all need the same task and the same version"
-            )
+def _usual_names(replies: Iterable[Message]) -> frozenset[str]:
+    """Return the names of what most nodes tell, whoever of them answers first."""
+    told = [r.content.metric_records.get("facts") for r in replies if not r.has_error()]
+    counts = Counter(frozenset(facts) for facts in told if facts is not None)
+    return max(counts, key=lambda names: (counts[names], sorted(names)), default=frozenset())
+
+
+def _check_alike(node: int, told: Mapping[str, int], usual: frozenset[str]) -> None:
+    """Refuse a node that tells other things than most."""
+    if differ := sorted(set(told) ^ usual):
+        raise FederationError(
+            f"node {node} differs from the others in what it tells: {', '.join(differ)[:80]}; "
+            "all need the same task and the same version"
+        )
 
 
 def _public_key(reply: Message) -> bytes:

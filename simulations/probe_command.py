@@ -238,7 +238,9 @@ def _search_one(
 
         def keep(trial: "Trial") -> None:
             trials.append(trial)
-            write_search(experiment, trials, out)
+            # With those of an earlier run that are still to come, lest a stop loses them.
+            later = [one for one in known if one not in trials]
+            write_search(experiment, trials + later, out)
             reached = "failed" if trial.error else f"val {trial.val_accuracy:.4f}"
             figures = f"{reached}, best {best(trials).val_accuracy:.4f}"
             progress.update(task, advance=1, figures=figures)

@@ -361,14 +361,7 @@ class Recommender(nn.Module, ABC):
             names = header["item_name"]
             model.item_name = None if names is None else tuple(names)
             model.load_state_dict(weights)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            GraphCLError,
-        ) as error:
+        except _MALFORMED as error:
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
         return model.eval()
 

@@ -75,6 +75,25 @@ def test_ctrl_c_says_where_the_trials_are(graphcl, tmp_path, monkeypatch) -> Non
     assert "Stopped. The same command goes on from the trials in runs/probes" in out
 
 
+def test_values_that_are_added_cost_no_trial_that_is_on_record(
+    graphcl, tmp_path, monkeypatch
+) -> None:
+    path, table = tmp_path / "small.toml", '[search]\n"aspect.epochs" = [{}]\n'
+    bare = path.read_text()
+    path.write_text(bare + table.format("1, 5"))
+    assert graphcl("probe", "small.toml", "--search")[0] == 0
+    record = tmp_path / "runs" / "probes" / "small-search.json"
+    before = json.loads(record.read_text())["trials"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_try", stop)
+    path.write_text(bare + table.format("1, 3, 5"))
+    assert graphcl("probe", "small.toml", "--search")[0] == 130
+    assert json.loads(record.read_text())["trials"] == before
+
+
 def test_a_value_with_which_training_fails_loses(graphcl, tmp_path, monkeypatch) -> None:
     path = tmp_path / "small.toml"
     path.write_text(path.read_text() + '[search]\n"aspect.learning_rate" = [1e30, 0.02]\n')
