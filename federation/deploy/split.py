@@ -84,7 +84,8 @@ def _held(experiment: Experiment) -> Iterator[tuple[str, str, Save]]:
     clients = clients_of(experiment)
     if isinstance(clients, ClientGraphs):
         for graph in clients.graphs:
-            yield "site", "graph.npz", partial(save_npz, _bare(graph))
+            kept = graph if experiment.data.split == "stored" else _bare(graph)
+            yield "site", "graph.npz", partial(save_npz, kept)
     elif isinstance(clients, Territories):
         for territory in clients.territories:
             yield territory.name, "events.npz", partial(save_outage_events, territory.events)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from federation.experiment import Experiment
+from federation.deploy.split import split
+from federation.experiment import Experiment, load_experiment
 from federation.learners.graphs import client_graphs, graph_of
 from graphcl.datasets import contextual_sbm, save_npz
 from graphcl.errors import ConfigError, PartitionError
@@ -58,6 +59,17 @@ def test_graphs_that_came_divided_have_masks_of_their_own(tmp_path):
     natural = {"partition.scheme": "natural", "partition.clients": 2}
     for shift, graph in enumerate(client_graphs(experiment(folder, **natural)).graphs):
         assert graph.val_mask.tolist() == [n % 3 == (1 + shift) % 3 for n in range(NODES)]
+
+
+def test_sites_are_given_the_masks_that_their_client_had(tmp_path):
+    made = experiment(stored(tmp_path / "graph.npz", 0, 1), **{"run.seed": 1})
+    split(made, tmp_path / "trial")
+    sites = load_experiment(tmp_path / "trial" / "config.toml")
+    sites = sites.override({"data.root": str(tmp_path / "trial" / "data")})
+    pairs = zip(client_graphs(made).graphs, client_graphs(sites).graphs, strict=True)
+    for before, after in pairs:
+        for name in ("train_mask", "val_mask", "test_mask"):
+            assert torch.equal(before[name], after[name])
 
 
 def test_what_cannot_be_split_so_is_named(tmp_path):
