@@ -26,7 +26,7 @@ from federation.replies import Exchanged
 from federation.run_directory import Checkpoint, KeepsClientStates, Line, RunDirectory
 from federation.scores import SCORES, Score
 from federation.strategies import ALGORITHMS, Facts
-from federation.strategies.base import MessageStrategy
+from federation.strategies.base import KeepsState
 from federation.strategies.weights import first_weights
 from graphcl.errors import FederationError
 
@@ -253,7 +253,7 @@ def _begin(
         return _initial_arrays(experiment, facts), 1
     faults.load_state(checkpoint.strategy)
     clock.load_state(checkpoint.strategy)
-    if isinstance(strategy, MessageStrategy):
+    if isinstance(strategy, KeepsState):
         strategy.load_state(checkpoint.strategy)
     return checkpoint.arrays, checkpoint.server_round + 1
 
@@ -267,7 +267,7 @@ def _initial_arrays(experiment: Experiment, facts: Facts) -> ArrayRecord:
 
 
 def _strategy_state(strategy: Strategy) -> RecordDict:
-    return strategy.state() if isinstance(strategy, MessageStrategy) else RecordDict()
+    return strategy.state() if isinstance(strategy, KeepsState) else RecordDict()
 
 
 def _too_few(server_round: int, train: Exchanged, experiment: Experiment) -> str:

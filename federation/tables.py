@@ -19,6 +19,8 @@ ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum")
 STRATEGIES = (
     "local",
     "fedavg",
+    "fedavgm",
+    "fedadam",
     "fedprox",
     "fedper",
     "lgfedavg",
@@ -29,14 +31,21 @@ STRATEGIES = (
     "pooled",
     *ROBUST_STRATEGIES,
 )
-# Those under which a part of the weights may stay on its node.
-_AVERAGES = ("fedavg", "fedprox", "fedper", *ROBUST_STRATEGIES)
+# Those whose clients all begin from the server's weights, or from a part of them.
+AVERAGING_STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedprox", "fedper", *ROBUST_STRATEGIES)
 # One model for all: its weights cross the wire. Under "lgfedavg" the last layers alone do.
-WEIGHT_STRATEGIES = (*_AVERAGES, "pooled")
+WEIGHT_STRATEGIES = (*AVERAGING_STRATEGIES, "pooled")
 # Their penalty reads labelled samples; under the others labels do not reach a label-free encoder.
 PROTOTYPE_STRATEGIES = ("fedproto", "fedtgp", "feddbp")
 # What they add to the losses of several clients can be told from one pass over all samples.
-BATCHED_STRATEGIES = ("fedavg", "local", *ROBUST_STRATEGIES, *PROTOTYPE_STRATEGIES)
+BATCHED_STRATEGIES = (
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "local",
+    *ROBUST_STRATEGIES,
+    *PROTOTYPE_STRATEGIES,
+)
 # Their server reads sums over clients alone, so that these may be masked.
 SUMMED_STRATEGIES = ("fedproto", "feddbp")
 # Ways of dividing that read the classes alone.
@@ -276,6 +285,22 @@ class Train(Table):
     weight_decay: float = key(5e-4, "L2 penalty", ge=0)
 
 
+class FedAvgMTable(Table):
+    """FedAvgM."""
+
+    learning_rate: float = key(1.0, "of the server; what the mean move is multiplied by", gt=0)
+    momentum: float = key(0.9, "share of the last step that the next one keeps", ge=0, lt=1)
+
+
+class FedAdamTable(Table):
+    """FedAdam."""
+
+    learning_rate: float = key(0.01, "of the server, about what a weight moves in a round", gt=0)
+    beta_1: float = key(0.9, "decay of the mean of the moves", ge=0, lt=1)
+    beta_2: float = key(0.99, "decay of the mean of their squares", ge=0, lt=1)
+    tau: float = key(1e-8, "moves much smaller than this count as none", gt=0)
+
+
 class FedProxTable(Table):
     """FedProx."""
 
@@ -379,6 +404,8 @@ class Strategy(Table):
         "",
         "weights that stay on their node where weights are averaged, e.g. 'encoder.policy'",
     )
+    fedavgm: FedAvgMTable = FedAvgMTable()
+    fedadam: FedAdamTable = FedAdamTable()
     fedprox: FedProxTable = FedProxTable()
     fedproto: FedProtoTable = FedProtoTable()
     fedtgp: FedTGPTable = FedTGPTable()
@@ -389,7 +416,7 @@ class Strategy(Table):
     @property
     def personal_names(self) -> list[str]:
         """What :attr:`personal_weights` lists, where the strategy averages weights."""
-        averages = self.name in _AVERAGES
+        averages = self.name in AVERAGING_STRATEGIES
         return [name for name in self.personal_weights.split(", ") if name] if averages else []
 
 

@@ -23,7 +23,7 @@ from federation.learners.base import (
 from federation.learners.platforms import platform_of, platforms
 from federation.learners.probe import fit_probe
 from federation.scores import GROUPS
-from federation.tables import PROTOTYPE_STRATEGIES, ROBUST_STRATEGIES
+from federation.tables import AVERAGING_STRATEGIES, PROTOTYPE_STRATEGIES
 from graphcl.datasets import Interactions
 from graphcl.metrics.ranking import (
     group_ranks,
@@ -226,7 +226,7 @@ def _keeps_nothing(experiment: Experiment) -> bool:
     """Say whether all that a client knows comes with every message."""
     kind = RECOMMENDERS[experiment.recommend.method]
     return (
-        experiment.strategy.name in ("fedavg", "fedprox", *ROBUST_STRATEGIES)
+        experiment.strategy.name in AVERAGING_STRATEGIES
         and not experiment.strategy.personal_names
         and not RecommendLearner.own_names(experiment)
         and kind.features is Recommender.features

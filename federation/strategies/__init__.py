@@ -2,6 +2,7 @@
 
 from federation.strategies.base import Algorithm, Exchange, Facts
 from federation.strategies.feddbp import FEDDBP
+from federation.strategies.fedopt import FEDADAM, FEDAVGM
 from federation.strategies.fedproto import FEDPROTO
 from federation.strategies.fedtgp import FEDTGP
 from federation.strategies.local import LOCAL
@@ -20,6 +21,8 @@ from federation.strategies.weights import (
 ALGORITHMS: dict[str, Algorithm] = {
     "local": LOCAL,
     "fedavg": FEDAVG,
+    "fedavgm": FEDAVGM,
+    "fedadam": FEDADAM,
     "fedprox": FEDPROX,
     "fedper": FEDPER,
     "lgfedavg": LGFEDAVG,

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -104,6 +104,17 @@ class Exchange(ABC):
     def predict(self, out: Forward) -> Mapping[str, Tensor]:
         """Return predicted classes by name of the inference; the first is the one that counts."""
         return {"head": out.logits.argmax(-1)}
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A server half that a resumed run needs more of than the arrays of the last round."""
+
+    def state(self) -> RecordDict:
+        """Return it."""
+
+    def load_state(self, state: RecordDict) -> None:
+        """Inverse of :meth:`state`."""
 
 
 class MessageStrategy(Strategy):

@@ -41,12 +41,14 @@ class _MeanOfSums:
 
     Args:
         facts: What the nodes told before the first round.
+        in_blocks: False where aggregates are of few, who did not begin together.
         options: Of Flower's strategy.
     """
 
-    def __init__(self, facts: Facts, **options: Any):
+    def __init__(self, facts: Facts, in_blocks: bool = True, **options: Any):
         super().__init__(**options)
         self._facts = facts
+        self._in_blocks = in_blocks
         self._size, self._block = 1, dict[int, int]()
 
     def configure_train(
@@ -55,6 +57,8 @@ class _MeanOfSums:
         messages: list[Message] = list(
             super().configure_train(server_round, arrays, config, grid)  # type: ignore[misc]
         )
+        if not self._in_blocks:
+            return messages
         nodes = [message.metadata.dst_node_id for message in messages]
         self._size = block_size(len(nodes))
         ordered = sorted(nodes, key=self._facts.nodes.__getitem__)

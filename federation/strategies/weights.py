@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, Strategy
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
 
 from federation.experiment import Experiment
@@ -144,16 +144,12 @@ ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 
 def _fedavg(experiment: Experiment, facts: Facts) -> Strategy:
-    if experiment.asynchronous:  # whose aggregates are of few, who did not begin together
-        return FedAvg(**ALL)  # type: ignore[arg-type]
-    return BlockFedAvg(facts, **ALL)
+    return BlockFedAvg(facts, not experiment.asynchronous, **ALL)
 
 
 def _fedprox(experiment: Experiment, facts: Facts) -> Strategy:
     mu = experiment.strategy.fedprox.proximal_mu
-    if experiment.asynchronous:
-        return FedProx(proximal_mu=mu, **ALL)  # type: ignore[arg-type]
-    return BlockFedProx(facts, proximal_mu=mu, **ALL)
+    return BlockFedProx(facts, not experiment.asynchronous, proximal_mu=mu, **ALL)
 
 
 def _fedmedian(experiment: Experiment, facts: Facts) -> Strategy:

@@ -175,7 +175,7 @@ def test_overtaken_updates_move_the_weights_of_now(tiny, tmp_path, monkeypatch):
     assert len(seen) > 1  # else the run shows nothing
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "feddbp", "lgfedavg"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "feddbp", "lgfedavg"])
 def test_a_killed_run_resumes_to_the_same_digest(tiny, tmp_path, monkeypatch, strategy):
     whole, _ = run(tiny(strategy, tmp_path / "whole", **BUFFERED))
     assert whole["mean_staleness"] > 0

@@ -11,8 +11,8 @@ from federation.learners.graphs import client_graphs
 from federation.strategies import ALGORITHMS
 from federation.strategies.fedproto import FedProtoExchange
 from federation.tables import (
+    AVERAGING_STRATEGIES,
     PROTOTYPE_STRATEGIES,
-    ROBUST_STRATEGIES,
     STRATEGIES,
     WEIGHT_STRATEGIES,
 )
@@ -508,7 +508,7 @@ def test_flower_knows_every_key_with_the_same_default():
 def test_strategies_of_the_schema_are_those_that_exist():
     assert tuple(ALGORITHMS) == STRATEGIES
     personal = {name for name, algorithm in ALGORITHMS.items() if algorithm.exchange.personal}
-    weights = {"fedavg", "fedprox", "fedper", "lgfedavg", *ROBUST_STRATEGIES}
+    weights = {*AVERAGING_STRATEGIES, "lgfedavg"}
     assert personal == set(STRATEGIES) - weights
     supervised = {n for n, a in ALGORITHMS.items() if issubclass(a.exchange, FedProtoExchange)}
     assert supervised == set(PROTOTYPE_STRATEGIES)

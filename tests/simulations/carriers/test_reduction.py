@@ -65,7 +65,7 @@ def result(experiment: Experiment) -> tuple[object, list[dict[str, object]]]:
     return json.loads((folder / "summary.json").read_text())["digest"], lines
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam"])
 @pytest.mark.parametrize("spoiled", [(), (0, 1, 2, 41)], ids=["all", "a-block-and-one-spoiled"])
 def test_reduced_or_not_a_run_ends_in_the_same_bits_and_tells_the_same(
     tiny, monkeypatch, name, spoiled
