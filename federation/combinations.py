@@ -52,8 +52,8 @@ def check_combination(experiment: "Experiment") -> None:
         )
     if "scfsgl" in planned and task != "forecast":
         raise ValueError(
-            f"strategy.name: 'scfsgl' is about forecasts, but task.name = '{task}'; "
-            "choose another strategy, or task.name = 'forecast'"
+            f"{_named(experiment, 'scfsgl')}: 'scfsgl' is about forecasts, but task.name "
+            f"= '{task}'; choose another strategy, or task.name = 'forecast'"
         )
     if experiment.simulation.batch_clients:
         _check_batches(experiment)
@@ -64,8 +64,9 @@ def check_combination(experiment: "Experiment") -> None:
     }
     for name in sorted(planned & set(heads)) if task in headless else ():
         raise ValueError(
-            f"strategy.name: '{name}' {heads[name]}, and {headless[task]} has none behind its "
-            "embedding; take 'fedavg', with strategy.personal_weights for what shall stay"
+            f"{_named(experiment, name)}: '{name}' {heads[name]}, and "
+            f"{headless[task]} has none behind its embedding; take 'fedavg', with "
+            "strategy.personal_weights for what shall stay"
         )
     if task == "images":
         _possible_images(experiment)
@@ -112,6 +113,11 @@ def check_combination(experiment: "Experiment") -> None:
             f"{experiment.partition.min_nodes} nodes need more than the {csbm.nodes} nodes there "
             "are; lower partition.clients or partition.min_nodes"
         )
+
+
+def _named(experiment: "Experiment", strategy: str) -> str:
+    """Return the key that names a planned strategy."""
+    return "strategy.name" if experiment.strategy.name == strategy else "run.compare"
 
 
 def _possible_bits(experiment: "Experiment") -> None:
@@ -312,8 +318,8 @@ def _possible_outages(experiment: "Experiment") -> None:
         )
     if len(paths) > 1 and "pooled" in experiment.planned:
         raise ValueError(
-            "strategy.name: 'pooled' has one network for all locations, but data.source lists "
-            "territories that came apart; leave 'pooled' out, or name one source"
+            f"{_named(experiment, 'pooled')}: 'pooled' has one network for all locations, but "
+            "data.source lists territories that came apart; leave 'pooled' out, or name one source"
         )
     if "pooled" in experiment.planned and experiment.data.outages.newcomer:
         raise ValueError(
@@ -332,9 +338,9 @@ def _possible_forecasts(experiment: "Experiment") -> None:
         )
     if "pooled" in experiment.planned and experiment.partition.scheme != "louvain":
         raise ValueError(
-            "strategy.name: 'pooled' has one network for all sensors, but unlike series have "
-            "none in common; leave 'pooled' out, or divide one series (partition.scheme = "
-            "'louvain')"
+            f"{_named(experiment, 'pooled')}: 'pooled' has one network for all sensors, but "
+            "unlike series have none in common; leave 'pooled' out, or divide one series "
+            "(partition.scheme = 'louvain')"
         )
     source, scheme, paths = (
         experiment.data.source,

@@ -176,6 +176,15 @@ class Experiment(Table):
             raise ConfigError(explain(error, origin, known_keys())) from None
 
 
+# What the files of one command have and those of the others have not.
+_MARKS = {
+    "graphcl run": ("run", "task", "partition", "strategy"),
+    "graphcl probe": ("probe",),
+    "graphcl outage": ("outage",),
+    "graphcl recommend": ("recommend.source", "recommend.name"),
+}
+
+
 def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = None) -> Experiment:
     """Read an experiment file and apply dotted overrides.
 
@@ -186,11 +195,18 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Scalar] | None = N
     return Experiment.from_nested(nested, str(path))
 
 
-def read_toml(path: str | Path, overrides: Mapping[str, Scalar] | None = None) -> dict[str, Any]:
+def read_toml(
+    path: str | Path, overrides: Mapping[str, Scalar] | None = None, command: str = "graphcl run"
+) -> dict[str, Any]:
     """Read a TOML file as nested tables and apply dotted overrides.
 
+    Args:
+        path: The file.
+        overrides: Values of dotted keys.
+        command: Whose file it should be.
+
     Raises:
-        ConfigError: If the file is missing or is not TOML.
+        ConfigError: If the file is missing, is not TOML, or is one for another command.
     """
     path = Path(path)
     try:
@@ -201,6 +217,11 @@ def read_toml(path: str | Path, overrides: Mapping[str, Scalar] | None = None) -
         raise ConfigError(f"{path}: cannot be read as a file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    keys = [f"{key}." for key, _ in flatten(nested)]
+    begins = {kind: tuple(f"{mark}." for mark in marks) for kind, marks in _MARKS.items()}
+    kinds = [kind for kind in _MARKS if any(key.startswith(begins[kind]) for key in keys)]
+    if kinds and command not in kinds:
+        raise ConfigError(f"{path}: a file for `{kinds[0]}`, which `{command}` does not read")
     _put(nested, overrides or {})
     return nested
 

@@ -87,6 +87,11 @@ def run(
             overrides["simulation.address"] = address
         with terminal.console.status("Loading and dividing the data"):
             experiment = load_experiment(config, overrides)
+            if address and experiment.simulation.engine != "ray":
+                raise ConfigError(
+                    f"--address leads to a Ray cluster, but the engine is "
+                    f"'{experiment.simulation.engine}': leave it out, or say --engine ray"
+                )
             directory, clients = prepare(experiment, out)
         _print_plan(experiment, clients, directory)
     try:

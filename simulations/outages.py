@@ -180,7 +180,7 @@ def load_outage_experiment(
         ConfigError: If it is missing, is no TOML, or does not validate.
     """
     try:
-        return OutageExperiment.model_validate(read_toml(path, overrides))
+        return OutageExperiment.model_validate(read_toml(path, overrides, "graphcl outage"))
     except ValidationError as error:
         keys = [name for name, _ in flatten(OutageExperiment().model_dump())]
         raise ConfigError(explain(error, str(path), [*keys, "columns", "units"])) from None

@@ -117,7 +117,7 @@ def load_probe(path: Path, overrides: dict[str, Scalar] | None = None) -> ProbeE
     Raises:
         ConfigError: If it is missing, is no TOML, or does not validate.
     """
-    return probe_experiment(read_toml(path, overrides), str(path))
+    return probe_experiment(read_toml(path, overrides, "graphcl probe"), str(path))
 
 
 def probe_experiment(nested: dict[str, Any], origin: str) -> ProbeExperiment:

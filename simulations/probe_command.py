@@ -59,8 +59,9 @@ def probe(
         ),
     ] = None,
     perturb_seeds: Annotated[
-        int, typer.Option(min=1, help="Perturbed graphs per share of --perturb.")
-    ] = 3,
+        int | None,
+        typer.Option(min=1, help="Perturbed graphs per share of --perturb, 3 if not given."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
@@ -94,6 +95,8 @@ def probe(
     terminal.check_folder(out)
     if leaking + search + (perturb is not None) > 1:
         raise ConfigError("--leaking, --search and --perturb each print a table: choose one")
+    if perturb_seeds is not None and perturb is None:
+        raise ConfigError("--perturb-seeds says how often --perturb perturbs: give both")
     with terminal.loading():
         from simulations.probe import describe_probe_keys
 
@@ -102,7 +105,7 @@ def probe(
     if search:
         _search(files, out)
     elif perturb is not None:
-        _perturb([experiment for *_, experiment in files], perturb, perturb_seeds, out)
+        _perturb([experiment for *_, experiment in files], perturb, perturb_seeds or 3, out)
     else:
         _evaluate([experiment for *_, experiment in files], leaking, out)
 
@@ -245,7 +248,7 @@ def _search_one(
             figures = f"{reached}, best {best(trials).val_accuracy:.4f}"
             progress.update(task, advance=1, figures=figures)
 
-        search(read_toml(path, overrides), str(path), keep, known)
+        search(read_toml(path, overrides, "graphcl probe"), str(path), keep, known)
     return trials
 
 

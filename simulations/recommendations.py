@@ -93,7 +93,7 @@ def load_recommend_experiment(
     Raises:
         ConfigError: If it is missing, is no TOML, or does not validate.
     """
-    return recommend_experiment(read_toml(path, overrides), str(path))
+    return recommend_experiment(read_toml(path, overrides, "graphcl recommend"), str(path))
 
 
 def recommend_experiment(nested: dict[str, Any], origin: str) -> RecommendExperiment:

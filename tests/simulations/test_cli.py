@@ -108,6 +108,11 @@ def test_settings_on_the_command_line_override_the_file(graphcl, tmp_path) -> No
         (["recommend", "evaluate", "x.toml", "--out", "tiny.toml/y"], "is a file; name a folder"),
         (["probe", "tiny.toml", "--out", "tiny.toml"], "tiny.toml is a file; name a folder"),
         (["probe", "tiny.toml", "--all"], "leave out tiny.toml"),
+        (["probe", "tiny.toml"], "a file for `graphcl run`, which `graphcl probe` does not read"),
+        (["probe", "tiny.toml", "--perturb-seeds", "2"], "give both"),
+        (["recommend", "evaluate", "tiny.toml"], "tiny.toml: a file for `graphcl run`"),
+        (["run", "tiny.toml", "--engine", "local", "--address", "auto"], "the engine is 'local'"),
+        (["run", "tiny.toml", "--set", "run.compare=scfsgl"], "run.compare: 'scfsgl' is about"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_starts(graphcl, tmp_path, arguments, message) -> None:
