@@ -108,13 +108,18 @@ class OutageForecaster:
             on_model: Called after every network, :meth:`trainings` times.
 
         Raises:
-            GraphCLError: There are too few events, or they have no counts.
+            GraphCLError: There are too few events, or they have no counts but zeros.
         """
         if events.outages is None or events.num_events < 3:
             raise GraphCLError(
                 f"a forecast needs at least 3 events with counts, one of which calibrates in turn; "
                 f"there are {events.num_events}"
                 + (" without counts" if events.outages is None else "")
+            )
+        if not events.outages.any():
+            raise GraphCLError(
+                f"all counts of the {events.num_events} events are zero, from which nothing can be "
+                "learned; look whether the table of outages is empty"
             )
         unseen = self._unseen(events, on_model)
         self.models = []

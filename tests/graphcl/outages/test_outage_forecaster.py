@@ -143,6 +143,8 @@ def test_too_few_events_or_none_with_counts_are_refused(events):
         forecaster().fit(events.of([0, 1]))
     with pytest.raises(GraphCLError, match="there are 6 without counts"):
         forecaster().fit(replace(events, outages=None))
+    with pytest.raises(GraphCLError, match="all counts of the 6 events are zero"):
+        forecaster().fit(replace(events, outages=torch.zeros_like(events.outages)))
 
 
 def test_several_storms_or_other_features_are_refused(fitted, events):
