@@ -83,6 +83,7 @@ def rows(found) -> dict[str, tuple]:
     ("task", "strategy"),
     [
         *(("classify", name) for name in ("fedavg", "fedproto", "feddbp", "fedtgp", "lgfedavg")),
+        ("classify", "fedadam"),
         ("classify", "krum"),
         ("classify", "local"),
         ("pretrain", "feddbp"),
