@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from federation.experiment import Experiment
@@ -153,7 +152,11 @@ class VirtualClock:
 
 
 def carried_over(
-    received: ArrayRecord, sent: ArrayRecord, now: ArrayRecord, discount: float
+    received: ArrayRecord,
+    sent: ArrayRecord,
+    now: ArrayRecord,
+    discount: float,
+    learned: Collection[str],
 ) -> ArrayRecord:
     """Return weights of now, moved as a client moved those that it was sent.
 
@@ -162,14 +165,15 @@ def carried_over(
         sent: The weights it began with.
         now: The weights that others made meanwhile.
         discount: What its move counts.
+        learned: Names of the arrays that a client moves; the others it measures or counts.
 
     Returns:
-        ``now + discount * (received - sent)``; what is no floating-point number, as received.
+        ``now + discount * (received - sent)``; what is not learned, as received.
     """
     begun, current = to_tensors(sent), to_tensors(now)
     moved = {}
     for name, weight in to_tensors(received).items():
-        if torch.is_floating_point(weight):
+        if name in learned:
             weight = current[name] + discount * (weight - begun[name])
         moved[name] = weight
     return to_arrays(moved)

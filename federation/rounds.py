@@ -27,7 +27,7 @@ from federation.run_directory import Checkpoint, KeepsClientStates, Line, RunDir
 from federation.scores import SCORES, Score
 from federation.strategies import ALGORITHMS, Facts
 from federation.strategies.base import KeepsState
-from federation.strategies.weights import first_weights
+from federation.strategies.weights import LearnedWeights, first_weights
 from graphcl.errors import FederationError
 
 
@@ -92,11 +92,15 @@ def federate(grid: Grid, experiment: Experiment, run: RunDirectory) -> None:
     strategy = ALGORITHMS[experiment.strategy.name].strategy(experiment, facts)
     faults = Faults(experiment, facts)
     clock = VirtualClock(experiment, facts.samples)
+    overtakes = experiment.asynchronous and "arrays" in ALGORITHMS[experiment.strategy.name].sends
+    learned = LearnedWeights(experiment, facts) if overtakes else None
     arrays, first = _begin(experiment, facts, strategy, faults, clock, checkpoint)
     for server_round in range(first, experiment.run.rounds + 1):
         started = time.perf_counter()
         run.releasing(server_round)
-        train = _train(grid, experiment, facts, strategy, faults, clock, server_round, arrays)
+        train = _train(
+            grid, experiment, facts, strategy, faults, clock, server_round, arrays, learned
+        )
         if train.success < (1.0 if experiment.masked else experiment.run.min_success):
             run.record(client_lines(server_round, train, None, scores))
             raise FederationError(_too_few(server_round, train, experiment))
@@ -128,6 +132,7 @@ def _train(
     clock: VirtualClock,
     server_round: int,
     arrays: ArrayRecord,
+    learned: LearnedWeights | None,
 ) -> Exchanged:
     """Let clients train; keep the replies that may enter the aggregate."""
     algorithm = ALGORITHMS[experiment.strategy.name]
@@ -164,8 +169,8 @@ def _train(
         algorithm.sends,
         lambda content: algorithm.check_reply(content, arrays, experiment, facts),
     )
-    if "arrays" in algorithm.sends:
-        _carry_over(train, {f.partition: f for f in flights}, arrays, experiment)
+    if learned is not None:
+        _carry_over(train, {f.partition: f for f in flights}, arrays, experiment, learned)
     return train
 
 
@@ -179,17 +184,23 @@ def _renewed(flights: Sequence[Flight], facts: Facts) -> list[Message]:
 
 
 def _carry_over(
-    train: Exchanged, flights: Mapping[int, Flight], arrays: ArrayRecord, experiment: Experiment
+    train: Exchanged,
+    flights: Mapping[int, Flight],
+    arrays: ArrayRecord,
+    experiment: Experiment,
+    learned: LearnedWeights,
 ) -> None:
     """Turn weights that others overtook into the same move from the weights of now."""
     for reply in train.good:
         partition = train.facts.nodes[reply.metadata.src_node_id]
         if overtaken := train.staleness.get(partition, 0):
+            flight = flights[partition]
             reply.content["arrays"] = carried_over(
                 reply.content.array_records["arrays"],
-                flights[partition].content.array_records["arrays"],
+                flight.content.array_records["arrays"],
                 arrays,
                 (1 + overtaken) ** -experiment.asynchrony.staleness,
+                learned.since(flight.began),
             )
 
 

@@ -123,9 +123,12 @@ class Learner(ABC):
         holds: The stored record whose state this learner has, if it is known.
         heads: Names of weights behind the embedding, which ``fedper`` leaves on their node
             and ``lgfedavg`` alone averages.
+        computed: Names of weights that clients compute from their data before they first train, so
+            that those of the first round are no place from which they moved.
     """
 
     heads: ClassVar[tuple[str, ...]] = ()
+    computed: ClassVar[tuple[str, ...]] = ()
     model: nn.Module
     optimizer: torch.optim.Optimizer
 

@@ -55,6 +55,7 @@ class OutageLearner(LabelledLearner):
     """
 
     heads: ClassVar[tuple[str, ...]] = ("network.hidden", "network.rate")
+    computed: ClassVar[tuple[str, ...]] = ("network.rate.bias",)
     model: OutageNetwork
 
     def __init__(self, experiment: Experiment, partition: int, projector: Projector | None = None):

@@ -2,14 +2,14 @@
 
 FedAvgM: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual
 Classification, 2019. FedAdam: Reddi et al., Adaptive Federated Optimization, ICLR 2021, algorithm
-2, with Kingma and Ba's correction of the first moments' bias, as in Flower. The client half is
-FedAvg's. Ours: the optimisers are torch's, and their moments outlast a stop, which those of
-Flower's strategies of these names do not.
-
-They move all that crosses: no network of the package shares running statistics or counts.
+2. The client half is FedAvg's. Ours: the optimisers are torch's, so that Adam corrects the bias of
+both moments (Flower's FedAdam: with another power of the decays); they step weights alone, while
+scales, counts and the like are averaged as under FedAvg; the mean is taken in double precision,
+lest Adam take the rounding of what nobody moved for a direction; moments outlast a stop.
 """
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -20,7 +20,7 @@ from federation.experiment import Experiment
 from federation.records import to_arrays, to_tensors
 from federation.strategies.base import Algorithm, Facts
 from federation.strategies.sums import BlockFedAvg
-from federation.strategies.weights import ALL, FEDAVG
+from federation.strategies.weights import ALL, FEDAVG, LearnedWeights
 
 # The record of the moments in the state of a server.
 _MOMENTS = "moments"
@@ -31,17 +31,22 @@ class ServerOptimizer(BlockFedAvg):
 
     Args:
         facts: What the nodes told before the first round.
+        learned: Which weights the optimiser steps.
         optimizer: Makes the optimiser of the tensors it is given.
         in_blocks: See :class:`BlockFedAvg`.
     """
 
+    exact: ClassVar[bool] = True
+
     def __init__(
         self,
         facts: Facts,
+        learned: LearnedWeights,
         optimizer: Callable[[list[Tensor]], Optimizer],
         in_blocks: bool = True,
     ):
         super().__init__(facts, in_blocks=in_blocks, **ALL)
+        self._learned = learned
         self._make = optimizer
         self._weights: dict[str, Tensor] = {}
         self._moments: dict[str, Tensor] = {}
@@ -60,20 +65,21 @@ class ServerOptimizer(BlockFedAvg):
         mean, metrics = super().aggregate_train(server_round, replies)
         if mean is None:
             return None, metrics
-        weights = self._weights
-        for name, goal in to_tensors(mean).items():
-            weights[name].grad = weights[name] - goal
-        optimizer = self._make(list(weights.values()))
+        means, learned = to_tensors(mean), self._learned.since(server_round)
+        moved = {name: w for name, w in self._weights.items() if name in learned}
+        for name, weight in moved.items():
+            weight.grad = weight - means[name]
+        optimizer = self._make(list(moved.values()))
         for key, value in self._moments.items():
             slot, name = key.split("/", 1)
-            optimizer.state[weights[name]][slot] = value.clone()  # it changes in place
+            optimizer.state[moved[name]][slot] = value.clone()  # it changes in place
         optimizer.step()
         self._moments = {
             f"{slot}/{name}": value
-            for name, weight in weights.items()
+            for name, weight in moved.items()
             for slot, value in optimizer.state[weight].items()
         }
-        return to_arrays(weights), metrics
+        return to_arrays({**means, **moved}), metrics
 
     def state(self) -> RecordDict:
         """Return the moments."""
@@ -88,6 +94,7 @@ def _fedavgm(experiment: Experiment, facts: Facts) -> ServerOptimizer:
     table = experiment.strategy.fedavgm
     return ServerOptimizer(
         facts,
+        LearnedWeights(experiment, facts),
         lambda weights: SGD(weights, table.learning_rate, table.momentum),
         not experiment.asynchronous,
     )
@@ -97,6 +104,7 @@ def _fedadam(experiment: Experiment, facts: Facts) -> ServerOptimizer:
     table = experiment.strategy.fedadam
     return ServerOptimizer(
         facts,
+        LearnedWeights(experiment, facts),
         lambda weights: Adam(
             weights, table.learning_rate, (table.beta_1, table.beta_2), eps=table.tau
         ),

@@ -90,6 +90,28 @@ def shared_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor
     return shared
 
 
+class LearnedWeights:
+    """Which weights training moves, in steps that can be continued, scaled or added up.
+
+    The others are measured or counted, such as scales of features: of these one can but take a
+    mean.
+
+    Args:
+        experiment: The whole experiment.
+        facts: What the nodes told before the first round.
+    """
+
+    def __init__(self, experiment: Experiment, facts: Facts):
+        learner_type = LEARNERS[experiment.task.name]
+        model = learner_type.build(experiment, "server", facts.channels, facts.num_classes)
+        self._names = {name for name, _ in model.named_parameters()}
+        self._later = {name for name in self._names if is_named(name, learner_type.computed)}
+
+    def since(self, server_round: int) -> set[str]:
+        """Return the names of those that clients moved who began with a round's weights."""
+        return self._names - self._later if server_round == 1 else self._names
+
+
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights that the server begins with.
 

@@ -71,6 +71,24 @@ def forecasts(tiny):
     )
 
 
+OUTAGES = {
+    "task.name": "outages",
+    "data.source": "storms",
+    "data.outages.locations": 24,
+    "data.outages.events": 9,
+    "data.outages.districts": 3,
+    "partition.scheme": "natural",
+}
+
+
+@pytest.fixture
+def outages(tiny):
+    """Build a tiny experiment on outages, as ``tiny`` does."""
+    return lambda strategy="fedavg", directory="", **keys: tiny(
+        strategy, directory, **{**OUTAGES, **keys}
+    )
+
+
 SHOPS = {
     "task.name": "recommend",
     "data.source": "shoppers",

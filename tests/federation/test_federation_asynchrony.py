@@ -110,7 +110,7 @@ def test_a_late_update_is_the_same_move_from_the_weights_of_now():
     sent, received, now = (
         {"w": torch.randn(3, 4), "count": torch.tensor(number)} for number in (1, 2, 3)
     )
-    moved = to_tensors(carried_over(*map(to_arrays, (received, sent, now)), 0.5))
+    moved = to_tensors(carried_over(*map(to_arrays, (received, sent, now)), 0.5, ["w"]))
     expected = now["w"].double() + 0.5 * (received["w"].double() - sent["w"].double())
     assert torch.allclose(moved["w"].double(), expected, atol=1e-6)
     assert moved["count"] == 2
@@ -216,3 +216,24 @@ def test_rounds_wait_for_the_slowest_and_local_training_waits_for_nobody_else(ti
 def test_what_does_not_go_together_is_refused(tiny, keys, message):
     with pytest.raises(ConfigError, match=message):
         tiny("fedavg", **keys)
+
+
+def test_scales_that_others_overtook_are_not_added_to_theirs(outages, staged, tmp_path):
+    """Every aggregate lies within what the clients took from their own events."""
+    keys = {**BUFFERED, "partition.clients": 3, "asynchrony.buffer": 1, "run.rounds": 5}
+    grid = staged(outages("fedavg", tmp_path, **keys))
+    grid.serve()
+    assert summary(grid.experiment)["mean_staleness"] > 0
+    trained = [
+        to_tensors(reply.content.array_records["arrays"])
+        for (kind, server_round, _), reply in grid.replies.items()
+        if kind == "train" and server_round == 1
+    ]
+    assert len(trained) > 1
+    for server_round in range(1, 6):
+        now = grid.sent["evaluate", server_round, 0].content.array_records["arrays"]
+        for key, value in to_tensors(now).items():
+            if "_scale." in key:
+                own = torch.stack([arrays[key] for arrays in trained])
+                assert (value >= own.amin(0) - 1e-6).all()
+                assert (value <= own.amax(0) + 1e-6).all()

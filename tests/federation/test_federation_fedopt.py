@@ -87,3 +87,47 @@ def test_momentum_of_zero_and_a_step_of_one_is_fedavg(tiny, staged, tmp_path):
         ends.append(tensors_of(grid.sent["evaluate", 2, 0]))
     for key, value in ends[0].items():
         torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedavgm"])
+def test_scales_are_averaged_and_no_step_is_taken_from_what_nobody_trained(
+    outages, staged, tmp_path, name
+):
+    """Clients take the scales of features and the mean rate from their events in round one."""
+    ends = {}
+    for strategy in (name, "fedavg"):
+        grid = staged(outages(strategy, tmp_path / strategy, **{"run.rounds": 3}))
+        grid.serve()
+        ends[strategy] = [tensors_of(grid.sent["evaluate", r, 0]) for r in (1, 3)]
+    for after, mean in zip(ends[name], ends["fedavg"], strict=True):
+        scales = {key for key in after if "_scale." in key}
+        assert len(scales) == 4
+        for key in scales:
+            torch.testing.assert_close(after[key], mean[key])
+    first, mean = ends[name][0], ends["fedavg"][0]
+    torch.testing.assert_close(first["network.rate.bias"], mean["network.rate.bias"])
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedavgm"])
+def test_epochs_are_counted_as_they_passed(shops, staged, tmp_path, name):
+    keys = {"recommend.method": "faerec", "run.rounds": 3, "train.epochs": 2}
+    grid = staged(shops(name, tmp_path, **keys))
+    grid.serve()
+    assert tensors_of(grid.sent["evaluate", 3, 0])["network.epochs_begun"] == 6
+
+
+def test_what_nobody_moves_stays_to_the_bit(tiny, staged, tmp_path):
+    """Clients of unlike sizes send back what they got; single precision would not give that."""
+    keys = {"run.rounds": 5, "data.csbm.nodes": 300, "partition.clients": 9}
+    grid = staged(tiny("fedadam", tmp_path, **keys))
+
+    def undo(key):
+        return lambda content: content.update({"arrays": grid.sent[key].content["arrays"]})
+
+    for key in [("train", r, c) for r in range(1, 6) for c in range(9)]:
+        grid.tamper[key] = undo(key)
+    grid.serve()
+    trained = [grid.replies["train", 1, c].content for c in range(9)]
+    assert len({int(content["metrics"]["num-examples"]) for content in trained}) > 1
+    begin, end = first_weights(grid), tensors_of(grid.sent["evaluate", 5, 0])
+    assert all(torch.equal(end[key], value) for key, value in begin.items())

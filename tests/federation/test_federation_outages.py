@@ -18,28 +18,12 @@ from graphcl.outages.scaling import Standardization
 from graphcl.training import seed_everything
 from simulations.carriers.local import LocalGrid
 
-OUTAGES = {
-    "task.name": "outages",
-    "data.source": "storms",
-    "data.outages.locations": 24,
-    "data.outages.events": 9,
-    "data.outages.districts": 3,
-    "partition.scheme": "natural",
-}
 TRAIN, VAL, TEST = [0, 1, 2, 3, 4, 5], [6], [7, 8]
 NEWCOMER = {
     "data.outages.newcomer": "strip-1",
     "data.outages.newcomer_events": "event-4, event-0",
 }
 SCALES = ("static_scale", "weather_scale")
-
-
-@pytest.fixture
-def outages(tiny):
-    """Build a tiny experiment on outages, as ``tiny`` does."""
-    return lambda strategy="fedavg", directory="", **keys: tiny(
-        strategy, directory, **{**OUTAGES, **keys}
-    )
 
 
 @pytest.fixture
