@@ -99,6 +99,9 @@ class InteractionData(Table):
     categories: Annotated[str, AfterValidator(listed)] = key(
         "", "all categories that items may have, which edge nodes must know; empty = those there"
     )
+    duplicates: Literal["refuse", "drop", "keep"] = key(
+        "refuse", "what to do with a second row of the same user, item and time"
+    )
     min_events: int = key(
         1, "events that every user and every item has at least; the others are left out", ge=1
     )

@@ -68,7 +68,7 @@ class OutageExperiment(Table):
     sa_hgnn: SAHGNNConfig = SAHGNNConfig()
     forecaster: ForecasterConfig = ForecasterConfig()
 
-    _in_range = field_validator("sa_hgnn", mode="wrap")(named_by_key)
+    _in_range = field_validator("sa_hgnn", "forecaster", mode="wrap")(named_by_key)
 
 
 class Model(Protocol):

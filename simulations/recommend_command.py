@@ -193,6 +193,12 @@ def export(
 
     _check_new_file(out)
     recommender = load_recommender(model)
+    if not recommender.scores_by_product:
+        raise ConfigError(
+            f"--model {model}: it weighs every item anew against the history, so that no index of "
+            "vectors ranks as it does; train with slsrec.mode = 'retrieval', or use `graphcl "
+            "recommend serve`"
+        )
     with torch.no_grad():
         vectors = recommender.item_vectors()[1:].numpy()
     names = recommender.item_name

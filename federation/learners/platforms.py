@@ -196,6 +196,7 @@ def _load_files(path: str | Path, items: str | Path | None, data: DataTable) -> 
         items=items,
         names=table.column_names,
         category_separator=table.category_separator or None,
+        duplicates=table.duplicates,
         root=data.root or None,
     )
 

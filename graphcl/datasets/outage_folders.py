@@ -41,6 +41,7 @@ _COLUMNS = (
     *("event", "type", "outages", "neighbor"),
 )
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_COUNT = 2.0**53  # up to here every whole number is a double
 
 
 def read_folder(folder: Path, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -164,6 +165,10 @@ class Table:
                 f"{self.where(row, column)}: {values[row]} is no count: write a whole number, or "
                 "leave out the row if there was nothing"
             )
+        large = np.flatnonzero(np.abs(values) >= _LARGEST_COUNT)
+        if len(large):
+            row = int(large[0])
+            raise DataError(f"{self.where(row, column)}: {values[row]:g} is too large for a count")
         return values.astype(np.int64)
 
     def matrix(self, columns: Iterable[str]) -> np.ndarray:

@@ -346,27 +346,22 @@ def _stamps(values: np.ndarray, field: str) -> tuple[np.ndarray, bool]:
 
 
 def _parsed(texts: np.ndarray, field: str) -> tuple[np.ndarray, bool]:
-    times = []
+    times, offsets = [], []
     for row, text in enumerate(texts.tolist()):
         try:
-            times.append(datetime.fromisoformat(text))
-        except ValueError as error:
+            time = datetime.fromisoformat(text)
+            offsets.append(time.tzinfo is not None)
+            times.append((time.astimezone(UTC) if offsets[-1] else time).replace(tzinfo=None))
+        except (ValueError, OverflowError) as error:
             raise DataError(
                 f"{field}[{row}] is {text!r}, no time in ISO 8601: write 2012-03-01T08:00"
             ) from error
-    offsets = [time.tzinfo is not None for time in times]
     if any(offsets) and not all(offsets):
         raise DataError(
             f"{field}[{offsets.index(not offsets[0])}] differs from the first in naming an offset: "
             "write it with every time or with none"
         )
-    return np.array(
-        [
-            (time if time.tzinfo is None else time.astimezone(UTC)).replace(tzinfo=None)
-            for time in times
-        ],
-        dtype="M8[us]",
-    ), all(offsets)
+    return np.array(times, dtype="M8[us]"), all(offsets)
 
 
 def _scalar(value: np.ndarray, kinds: str, field: str) -> Any:

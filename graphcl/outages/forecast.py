@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphcl.datasets import OutageEvents, load_outage_events, save_outage_events
-from graphcl.errors import GraphCLError
+from graphcl.errors import GraphCLError, check_fields
 from graphcl.outages.intervals import CountIntervals
 from graphcl.outages.sa_hgnn import SAHGNN, SAHGNNConfig
 from graphcl.training import load_weights, numpy_rng, save_weights
@@ -63,6 +63,11 @@ class ForecasterConfig:
     folds: int = 8
     level: float = 0.9
     unit: str = "customers"
+
+    def __post_init__(self) -> None:
+        check_fields(self, ("members",), lambda v: v >= 1, "at least 1")
+        check_fields(self, ("folds",), lambda v: v >= 2, "at least 2")
+        check_fields(self, ("level",), lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.9")
 
 
 class OutageForecaster:

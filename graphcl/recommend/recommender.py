@@ -274,6 +274,11 @@ class Recommender(nn.Module, ABC):
 
         return ItemScores(block, len(histories), self.num_items + 1)
 
+    @property
+    def scores_by_product(self) -> bool:
+        """Whether the score of an item is the product of its vector with a history's state."""
+        return True
+
     def scorer(self) -> Callable[[Sequences], Tensor]:
         """Return what gives all items' scores ``[B, num_items + 1]`` after each row's last event.
 
@@ -310,7 +315,8 @@ class Recommender(nn.Module, ABC):
 
         Raises:
             GraphCLError: Nothing was trained yet, or an item is not in the catalogue.
-            DataError: The times are not one per event or not in order, or now is before one.
+            DataError: The times are not one per event or not in order, or now is before one or
+                comes without them.
         """
         if not self.num_items:
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
@@ -318,6 +324,8 @@ class Recommender(nn.Module, ABC):
         events = history if isinstance(history, Interactions) else _one_history(history, time)
         check_history("rank", events.item, self.num_items)
         asked = Histories.of_users(events, known=several)
+        if now is not None and asked.time is None and len(events.item):
+            raise DataError("rank: now tells nothing without times of the events; pass these, too")
         if now is not None and asked.time is not None:
             if len(events.item) and now < int(asked.time.max()):
                 raise DataError(

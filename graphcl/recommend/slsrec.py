@@ -145,6 +145,10 @@ class SLSRec(Recommender):
     config_type: ClassVar[type] = SLSRecConfig
     config: SLSRecConfig
 
+    @property
+    def scores_by_product(self) -> bool:
+        return self.config.mode == "retrieval"
+
     def build(self, features: dict[str, Tensor]) -> None:
         width = self.config.hidden_channels
         self.item = item_table(self.num_items, width)

@@ -214,6 +214,42 @@ class Forecaster(nn.Module, ABC):
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
         _check_alike(series, self.node, self.channel_names, int(self.calendar.interval))
 
+    def save(self, path: Any) -> None:
+        """Write configuration and weights to a ``.safetensors`` file.
+
+        The graph is not among them: :meth:`load` asks for it.
+        """
+        header = {
+            "config": asdict(self.config),
+            "node": self.node,
+            "channel_names": self.channel_names,
+            "projector": projector_header(self.projector),
+        }
+        save_weights(path, self.state_dict(), header)
+
+    @classmethod
+    def load(cls, path: Any, series: SpatioTemporalSeries) -> Self:
+        """Inverse of :meth:`save`, on the graph of a series.
+
+        Raises:
+            GraphCLError: The file is not one of this forecaster.
+            DataError: The series has other nodes or channels.
+        """
+        weights, header = load_weights(path)
+        try:
+            model = cls(cls.config_type(**header["config"]))
+            calendar = Calendar()
+            calendar.interval.copy_(weights["calendar.interval"])
+            calendar.used.copy_(weights["calendar.used"])
+            model._create(tuple(header["node"]), tuple(header["channel_names"]), calendar)
+            model.projector = projector_of(header.get("projector"))
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError, GraphCLError) as error:
+            raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
+        model.check(series)
+        model.set_graph(series)
+        return model.eval()
+
 
 class NetworkForecaster(Forecaster):
     """A forecaster that is trained by gradients."""
@@ -289,42 +325,6 @@ class NetworkForecaster(Forecaster):
             off = (self(sample) - sample.y).abs()[sample.y_mask]
             total, count = total + float(off.sum()), count + off.numel()
         return total / count
-
-    def save(self, path: Any) -> None:
-        """Write configuration and weights to a ``.safetensors`` file.
-
-        The graph is not among them: :meth:`load` asks for it.
-        """
-        header = {
-            "config": asdict(self.config),
-            "node": self.node,
-            "channel_names": self.channel_names,
-            "projector": projector_header(self.projector),
-        }
-        save_weights(path, self.state_dict(), header)
-
-    @classmethod
-    def load(cls, path: Any, series: SpatioTemporalSeries) -> Self:
-        """Inverse of :meth:`save`, on the graph of a series.
-
-        Raises:
-            GraphCLError: The file is not one of this forecaster.
-            DataError: The series has other nodes or channels.
-        """
-        weights, header = load_weights(path)
-        try:
-            model = cls(cls.config_type(**header["config"]))
-            calendar = Calendar()
-            calendar.interval.copy_(weights["calendar.interval"])
-            calendar.used.copy_(weights["calendar.used"])
-            model._create(tuple(header["node"]), tuple(header["channel_names"]), calendar)
-            model.projector = projector_of(header.get("projector"))
-            model.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError, GraphCLError) as error:
-            raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
-        model.check(series)
-        model.set_graph(series)
-        return model.eval()
 
 
 class GraphForecaster(NetworkForecaster):

@@ -419,6 +419,7 @@ def unlike_defaults() -> dict:
         "data.outages.test_events": "three",
         "data.outages.newcomer": "west",
         "data.outages.newcomer_events": "four",
+        "data.interactions.duplicates": "drop",
         "privacy.noise": "seed",
         "privacy.masking": False,
         "outages.target": "raw",

@@ -241,3 +241,13 @@ def test_a_file_that_is_missing_is_named(shops):
     keys = {"data.source": "absent.npz", "partition.clients": 1}
     with pytest.raises(DataError, match=r"absent\.npz: not found"):
         platforms(shops(**keys))
+
+
+def test_repeated_events_are_refused_or_dropped_as_the_file_says(shops, tmp_path):
+    rows = [f"u{user},i{item},{60 * item}" for user in range(3) for item in range(6)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["user,item,time", *rows, rows[0]]) + "\n")
+    keys = {"data.source": str(tmp_path / "clicks.csv"), "partition.clients": 3}
+    with pytest.raises(DataError, match="duplicates='drop'"):
+        clients_of(shops(**keys))
+    dropped = clients_of(shops(**keys, **{"data.interactions.duplicates": "drop"}))
+    assert dropped.report.edges == len(rows)

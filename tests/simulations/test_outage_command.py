@@ -143,6 +143,15 @@ def test_swapped_coordinates_are_told(outage, tmp_path):
         (["train", "tiny.toml", "--out", "new"], "example/history: not found"),
         (["train", "tiny.toml", "--out", "new", "--set", "sa_hgnn.epoch=1"], "'sa_hgnn.epochs'"),
         (
+            ["train", "tiny.toml", "--out", "new", "--set", "forecaster.level=90"],
+            "forecaster.level is 90.0, must be a share between 0 and 1",
+        ),
+        (
+            ["train", "tiny.toml", "--out", "new", "--set", "forecaster.folds=1"],
+            "forecaster.folds is 1, must be at least 2",
+        ),
+        (["evaluate", "tiny.toml", "--set", "forecaster.members=0"], "forecaster.members is 0"),
+        (
             ["predict", "--model", "none", "--event", "storm.csv"],
             "intervals.safetensors: no saved",
         ),

@@ -258,6 +258,17 @@ def test_from_training_to_a_service_and_vectors(recommend, tmp_path):
         assert np.array_equal(file["vector"], model.item_vectors()[1:].detach().numpy())
 
 
+def test_vectors_of_a_model_that_does_not_rank_by_them_are_not_exported(recommend, tmp_path):
+    keys = ("recommend.method=slsrec", "slsrec.mode=candidates", "slsrec.epochs=1")
+    sets = [part for key in keys for part in ("--set", key)]
+    code, out = recommend("train", "tiny.toml", "--out", "m.safetensors", *sets)
+    assert code == 0, out
+    code, out = recommend("export", "--model", "m.safetensors", "--out", "v.npz")
+    assert code == 2
+    assert "no index of vectors ranks as it does" in " ".join(out.split())
+    assert not (tmp_path / "v.npz").exists()
+
+
 class serving:  # noqa: N801 - read as a verb
     """A service in a process of its own, at a port that is free, until the block ends."""
 

@@ -301,6 +301,11 @@ FOLDER_RULES = {
         {},
         r"line 4, column 'outages': 2.5 is no count",
     ),
+    "huge count": (
+        {"outages": {4: "ida,d,1e30"}},
+        {},
+        r"line 4, column 'outages': 1e\+30 is too large for a count",
+    ),
     "empty count": (
         {"outages": {4: "ida,d,"}},
         {},

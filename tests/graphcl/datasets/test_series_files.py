@@ -180,6 +180,7 @@ def test_a_wild_stamp_takes_no_memory(archive):
             ["2012-03-01T08:00", "2012-03-01T08:05", "2012-03-01T08:10", "2012-03-01T08:17"],
             r"\[3\] is 2012-03-01T08:17:00, 420 s after the row before .* interval of 300 s",
         ),
+        (["0001-01-01T00:00+08:00", "2"], r"\[0\] is .*, no time in ISO 8601"),
         (["2012-03-01T08:00", "8:05"], r"\[1\] is '8:05', no time in ISO 8601"),
         (["2012-03-01T08:00Z", "2012-03-01T08:05"], r"\[1\] differs .* naming an offset"),
         (["2012-03-01T08:00:00.5", "2012-03-01T08:05"], r"\[0\] is .*in whole seconds"),
@@ -188,7 +189,7 @@ def test_a_wild_stamp_takes_no_memory(archive):
         (["2012-03-01T08:00"], " of a single row tells no interval: add it"),
     ],
     ids=[
-        *("duplicate", "unsorted", "two alike", "two backwards", "off the grid", "no time"),
+        *("duplicate", "unsorted", "two alike", "two backwards", "off the grid", "year 0", "no time"),
         *("half zoned", "half second", "NaT", "numbers", "single"),
     ],
 )

@@ -206,6 +206,8 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
             model.rank(history, time=time)
     with pytest.raises(DataError, match="now is 89, and the last event was at 90"):
         model.rank([1, 2], time=[60, 90], now=89)
+    with pytest.raises(DataError, match="now tells nothing without times"):
+        model.rank([1, 2], now=90)
     with pytest.raises(GraphCLError, match="no weights yet; call fit or load first"):
         small(type(model)).rank([1])
     other = simulate_interactions(50, 40).interactions

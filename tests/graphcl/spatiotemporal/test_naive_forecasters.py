@@ -170,3 +170,13 @@ def test_a_season_of_real_counts_is_told_from_training_years(data_root) -> None:
         errors[kind] = masked_mae(found[:, -1], y, ~y.isnan())
     assert errors[HistoricalAverage] < 0.75 * errors[LastValue]  # 0.63 when written
     assert errors[LinearForecaster] < 0.9 * errors[LastValue]  # 0.81 when written
+
+
+@pytest.mark.parametrize("kind", [LastValue, HistoricalAverage, LinearForecaster])
+def test_a_file_keeps_the_forecasts(kind, tmp_path) -> None:
+    train, val, test = chronological_split(series_of(daily(300, 2, 0.3)), 0.7, 0.1)
+    model = kind(CONFIG).fit(train, val)
+    model.save(tmp_path / "model.safetensors")
+    loaded = kind.load(tmp_path / "model.safetensors", test)
+    assert torch.equal(loaded.predict(test), model.predict(test))
+    assert loaded.config == model.config
