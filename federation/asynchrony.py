@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from federation.experiment import Experiment
 from federation.records import from_bytes, to_arrays, to_bytes, to_tensors
+from federation.strategies.weights import LearnedWeights
 from graphcl.training import numpy_rng
 
 _STATE = "asynchrony"
@@ -156,7 +157,7 @@ def carried_over(
     sent: ArrayRecord,
     now: ArrayRecord,
     discount: float,
-    learned: Collection[str],
+    learned: LearnedWeights,
 ) -> ArrayRecord:
     """Return weights of now, moved as a client moved those that it was sent.
 
@@ -165,15 +166,19 @@ def carried_over(
         sent: The weights it began with.
         now: The weights that others made meanwhile.
         discount: What its move counts.
-        learned: Names of the arrays that a client moves; the others it measures or counts.
+        learned: Which arrays a client moves; the others it measures or counts.
 
     Returns:
-        ``now + discount * (received - sent)``; what is not learned, as received.
+        ``now + discount * (received - sent)``; what is not learned, as received; what the client
+        had to compute before it could move, and others computed meanwhile, as now.
     """
     begun, current = to_tensors(sent), to_tensors(now)
-    moved = {}
+    moves, known = learned.moved_from(begun), learned.moved_from(current)
+    carried = {}
     for name, weight in to_tensors(received).items():
-        if name in learned:
+        if name in moves:
             weight = current[name] + discount * (weight - begun[name])
-        moved[name] = weight
-    return to_arrays(moved)
+        elif name in known:
+            weight = current[name]
+        carried[name] = weight
+    return to_arrays(carried)

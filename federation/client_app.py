@@ -33,7 +33,7 @@ app = ClientApp()
 # In which a site need not have agreed: where things lie, and how long to wait for whom.
 _INCIDENTAL = (
     *("run.name", "run.directory", "run.compare", "run.timeout", "run.min_success"),
-    "data.root",
+    *("data.root", "simulation.cpus_per_client"),
 )
 LEARNER = "learner"  # the record in which an exchange's state lies
 

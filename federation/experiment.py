@@ -39,8 +39,8 @@ from graphcl.errors import ConfigError
 
 Scalar = bool | int | float | str
 
-# The one key of the simulation that changes figures: sums are rounded in another order.
-COUNTED = ("simulation.batch_clients",)
+# The keys of the simulation that change figures: sums are rounded in another order.
+COUNTED = ("simulation.batch_clients", "simulation.cpus_per_client")
 
 
 class Experiment(Table):

@@ -194,13 +194,12 @@ def _carry_over(
     for reply in train.good:
         partition = train.facts.nodes[reply.metadata.src_node_id]
         if overtaken := train.staleness.get(partition, 0):
-            flight = flights[partition]
             reply.content["arrays"] = carried_over(
                 reply.content.array_records["arrays"],
-                flight.content.array_records["arrays"],
+                flights[partition].content.array_records["arrays"],
                 arrays,
                 (1 + overtaken) ** -experiment.asynchrony.staleness,
-                learned.since(flight.began),
+                learned,
             )
 
 

@@ -174,8 +174,11 @@ class RunDirectory:
         """Note that the messages of a round go out; unlike metrics this is never cut off.
 
         A round that a resumed run repeats makes its clients release anew.
+
+        Raises:
+            FederationError: If it cannot be noted, for want of room for instance.
         """
-        with self._releases.open("a", encoding="utf-8") as file:
+        with self._writing(), self._releases.open("a", encoding="utf-8") as file:
             file.write(f"{server_round}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -331,9 +334,14 @@ class RunDirectory:
         return Checkpoint(manifest.round, server.array_records["arrays"], strategy, clients)
 
     def finish(self, summary: Mapping[str, Any], server: RecordDict) -> str:
-        """Write the summary; return the digest of metrics and final server state."""
+        """Write the summary; return the digest of metrics and final server state.
+
+        Raises:
+            FederationError: If it cannot be written, for want of room for instance.
+        """
         digest = self.digest(server)
-        _write_atomically(self.summary, _json({**summary, "digest": digest}))
+        with self._writing():
+            _write_atomically(self.summary, _json({**summary, "digest": digest}))
         return digest
 
     def digest(self, server: RecordDict) -> str:

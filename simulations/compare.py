@@ -169,11 +169,11 @@ def explain(comparison: Comparison) -> list[str]:
         )
     few = [c for c in comparison.contrasts if c.verdict == "too few pairs"]
     if few:
-        pairs = min(c.difference.mean.count for c in few)
-        least = few[0].difference.least_p_value
+        fewest = min((c.difference for c in few), key=lambda difference: difference.mean.count)
         notes.append(
-            f"Too few pairs: with {pairs} the test cannot give less than {least:.3g} before the "
-            f"correction, so that no difference would count at {LEVEL:.2f}; "
+            f"Too few pairs: with {fewest.mean.count} the test cannot give less than "
+            f"{fewest.least_p_value:.3g} before the correction, so that no difference would count "
+            f"at {LEVEL:.2f}; "
             f"{needed_pairs(len(comparison.contrasts))} pairs could."
         )
     return notes

@@ -250,7 +250,7 @@ def _policy_auc(method: NodeMethod, data: Data) -> float | None:
     degree.index_add_(0, source, torch.ones(len(source)))
     same.index_add_(0, source, (data.y[source] == data.y[target]).float())
     homophilic = (2 * same >= degree)[degree > 0].long()
-    if homophilic.min() == homophilic.max():
+    if not len(homophilic) or homophilic.min() == homophilic.max():
         return None
     return roc_auc(method.spectral_policy(data)[degree > 0, 0], homophilic)
 

@@ -14,7 +14,7 @@ from simulations.significance import Mean, mean_of
 
 # What changes no figure of a run: names and places, other runs beside it, and what carries it.
 _FREE = ("run.seed", "run.directory", "run.name", "run.compare", "data.root")
-_DATA = ("task.", "data.", "partition.")
+_DATA = ("task.", "data.", "partition.", "forecast.horizon")
 
 Setting = Mapping[str, Scalar]
 

@@ -67,10 +67,12 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
         ValueError: If the lengths differ, or without a pair.
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    if any(differences):
-        p_value = float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
-    else:
-        p_value = 1.0  # SciPy has none where no pair differs
+    # 0.3 - 0.2 and 0.2 - 0.1 are unlike as floats, and ranks must tie where shares do.
+    largest = max(map(abs, differences), default=0.0)
+    ranked = [round(difference / largest, 9) if largest else 0.0 for difference in differences]
+    p_value = 1.0  # SciPy has none where no pair differs
+    if any(ranked):
+        p_value = float(stats.wilcoxon(ranked, zero_method="wilcox").pvalue)
     return Difference(mean_of(differences), p_value, 2.0 ** (1 - len(differences)))
 
 

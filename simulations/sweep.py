@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation.experiment import Experiment, Scalar, load_experiment
+from federation.experiment import COUNTED, Experiment, Scalar, load_experiment
 from federation.learners import clients_of
 from graphcl.errors import ConfigError
 from graphcl.training import numpy_rng
@@ -69,6 +69,8 @@ def parse_ranges(texts: Sequence[str], known: Iterable[tuple[str, object, str]])
             raise ConfigError(
                 f"--range {text}: write KEY=A,B,..., e.g. --range train.learning_rate=0.01,0.1"
             )
+        if key in COUNTED:
+            raise ConfigError(f"--range {text}: it rounds, no more; set it for all by --set")
         if key in _OWN or key.startswith("simulation."):
             raise ConfigError(f"--range {text}: not a range: {_OWN.get(key, 'it moves no figure')}")
         if key in found:
@@ -123,6 +125,7 @@ def plan_sweep(
     first = load_experiment(config, fixed | {key: values[0] for key, values in ranges.items()})
     folder = (out or Path("runs") / f"{first.run.name}-sweep") / "trials"
     trials = []
+    names: dict[str, dict[str, Scalar]] = {}
     for values in settings_of(ranges, samples, first.run.seed):
         try:
             experiment = load_experiment(config, fixed | values)
@@ -134,6 +137,13 @@ def plan_sweep(
         resolved = experiment.flat()
         shown = {key: resolved[key] for key in values}
         name = _hash(experiment)
+        if name in names:
+            first_named, named = (
+                ", ".join(f"{key}={value}" for key, value in one.items())
+                for one in (names[name], values)
+            )
+            raise ConfigError(f"the settings {first_named} and {named} are one: leave one out")
+        names[name] = values
         for seed in range(first.run.seed, first.run.seed + seeds):
             directory = folder / f"{name}-{seed}"
             trials.append(Trial(shown, experiment.override({"run.seed": seed}), directory))
@@ -148,10 +158,13 @@ def lay_out_trials(trials: Sequence[Trial]) -> None:
     """
     waiting = [trial for trial in trials if not trial.finished]
     divisions: dict[str, str] = {}
+    checked: set[tuple[str, str]] = set()
     for trial in waiting:
         key = _division(trial.experiment)
-        if key not in divisions:
+        # Strategies ask different things of data that are divided alike.
+        if (case := (key, trial.experiment.strategy.name)) not in checked:
             divisions[key] = partition_text(clients_of(trial.experiment))
+            checked.add(case)
     for trial in waiting:
         try:
             lay_out(trial.directory, trial.experiment, divisions[_division(trial.experiment)])

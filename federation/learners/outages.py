@@ -46,7 +46,8 @@ class OutageLearner(LabelledLearner):
 
     Where weights are averaged, so are the scales of features: a client that receives a network
     without scales takes them from its own training events, and from the second round on all have
-    the mean of these. A feature's mean and deviation cross the wire for it.
+    the mean of these, or of those who came first where no round waits for all. A feature's mean
+    and deviation cross the wire for it.
 
     Args:
         experiment: The whole experiment.

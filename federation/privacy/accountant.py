@@ -50,6 +50,8 @@ def noise_for(target: float, releases: int, delta: float) -> float:
 def most_releases(experiment: Experiment, rounds: Sequence[int]) -> int:
     """Return how often the client released that did so most often.
 
+    Where aggregates wait for a buffer rather than a cohort, it is a bound: nobody did more often.
+
     Args:
         experiment: Says who was in which cohort.
         rounds: The rounds in which messages went out; one that was repeated is named twice.

@@ -96,10 +96,13 @@ def _noised(experiment: Experiment, spent: Mapping[str, float]) -> tuple[list[st
     privacy = experiment.privacy
     guarantee, limits = [], []
     if "epsilon" in spent:
+        who = "the client that released most often"
+        if experiment.asynchronous:
+            who = "a client that had released for every aggregate, so no more than that,"
         guarantee.append(
             "Whether one labelled sample of a client is in its class sums and counts, those of "
-            f"all rounds together: ε = {spent['epsilon']:.3g} at δ = {privacy.delta:g} for the "
-            f"client that released most often ({spent['most_releases']:.0f} times). Classes held "
+            f"all rounds together: ε = {spent['epsilon']:.3g} at δ = {privacy.delta:g} for "
+            f"{who} ({spent['most_releases']:.0f} times). Classes held "
             "and their counts are covered, since noise is on all classes. No client and no server "
             "need be trusted with the noise: each node draws its own."
         )

@@ -65,7 +65,7 @@ class ServerOptimizer(BlockFedAvg):
         mean, metrics = super().aggregate_train(server_round, replies)
         if mean is None:
             return None, metrics
-        means, learned = to_tensors(mean), self._learned.since(server_round)
+        means, learned = to_tensors(mean), self._learned.moved_from(self._weights)
         moved = {name: w for name, w in self._weights.items() if name in learned}
         for name, weight in moved.items():
             weight.grad = weight - means[name]

@@ -104,12 +104,24 @@ class LearnedWeights:
     def __init__(self, experiment: Experiment, facts: Facts):
         learner_type = LEARNERS[experiment.task.name]
         model = learner_type.build(experiment, "server", facts.channels, facts.num_classes)
-        self._names = {name for name, _ in model.named_parameters()}
-        self._later = {name for name in self._names if is_named(name, learner_type.computed)}
+        first = dict(model.named_parameters())
+        self._names = set(first)
+        self._placeholders = {
+            name: weight.detach().clone()
+            for name, weight in first.items()
+            if is_named(name, learner_type.computed)
+        }
 
-    def since(self, server_round: int) -> set[str]:
-        """Return the names of those that clients moved who began with a round's weights."""
-        return self._names - self._later if server_round == 1 else self._names
+    def moved_from(self, weights: Mapping[str, Tensor]) -> set[str]:
+        """Return the names of those that clients moved who began with some weights.
+
+        What clients compute before they train has not moved from what it was at first.
+        """
+        return self._names - {
+            name
+            for name, first in self._placeholders.items()
+            if name in weights and torch.equal(weights[name], first)
+        }
 
 
 def first_weights(model: nn.Module, experiment: Experiment) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,7 +111,9 @@ def test_a_late_update_is_the_same_move_from_the_weights_of_now():
     sent, received, now = (
         {"w": torch.randn(3, 4), "count": torch.tensor(number)} for number in (1, 2, 3)
     )
-    moved = to_tensors(carried_over(*map(to_arrays, (received, sent, now)), 0.5, ["w"]))
+    arrays = [to_arrays(tensors) for tensors in (received, sent, now)]
+    learned = SimpleNamespace(moved_from=lambda weights: {"w"})
+    moved = to_tensors(carried_over(*arrays, 0.5, learned))
     expected = now["w"].double() + 0.5 * (received["w"].double() - sent["w"].double())
     assert torch.allclose(moved["w"].double(), expected, atol=1e-6)
     assert moved["count"] == 2
@@ -218,22 +221,29 @@ def test_what_does_not_go_together_is_refused(tiny, keys, message):
         tiny("fedavg", **keys)
 
 
-def test_scales_that_others_overtook_are_not_added_to_theirs(outages, staged, tmp_path):
-    """Every aggregate lies within what the clients took from their own events."""
-    keys = {**BUFFERED, "partition.clients": 3, "asynchrony.buffer": 1, "run.rounds": 5}
-    grid = staged(outages("fedavg", tmp_path, **keys))
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam"])
+def test_what_clients_measure_first_is_not_added_up(outages, staged, tmp_path, strategy):
+    """Scales of all aggregates lie within the clients' own; the first mean rate stays."""
+    keys = {"train.learning_rate": 1e-9, "strategy.fedadam.learning_rate": 1e-9}
+    together = staged(outages("fedavg", tmp_path / "together", **keys))
+    together.serve()
+    own = [
+        to_tensors(together.replies["train", 1, c].content.array_records["arrays"])
+        for c in range(3)
+    ]
+    first = [float(arrays["network.rate.bias"]) for arrays in own]
+    assert max(first) - min(first) > 0.01  # else the run shows nothing
+    keys |= {**BUFFERED, "partition.clients": 3, "asynchrony.buffer": 1, "run.rounds": 5}
+    grid = staged(outages(strategy, tmp_path / "buffered", **keys))
     grid.serve()
     assert summary(grid.experiment)["mean_staleness"] > 0
-    trained = [
-        to_tensors(reply.content.array_records["arrays"])
-        for (kind, server_round, _), reply in grid.replies.items()
-        if kind == "train" and server_round == 1
-    ]
-    assert len(trained) > 1
+    rates = []
     for server_round in range(1, 6):
         now = grid.sent["evaluate", server_round, 0].content.array_records["arrays"]
-        for key, value in to_tensors(now).items():
-            if "_scale." in key:
-                own = torch.stack([arrays[key] for arrays in trained])
-                assert (value >= own.amin(0) - 1e-6).all()
-                assert (value <= own.amax(0) + 1e-6).all()
+        tensors = to_tensors(now)
+        rates.append(float(tensors["network.rate.bias"]))
+        for key in (key for key in tensors if "_scale." in key):
+            among = torch.stack([arrays[key] for arrays in own])
+            assert (tensors[key] >= among.amin(0) - 1e-6).all()
+            assert (tensors[key] <= among.amax(0) + 1e-6).all()
+    assert rates == pytest.approx([rates[0]] * 5, abs=1e-5)
