@@ -234,7 +234,7 @@ def takes_the_checkpoint_before(stored, name, caplog):
     assert again(run).resume().server_round == 2
 
 
-@pytest.mark.parametrize("part", ["metrics", "checkpoint"])
+@pytest.mark.parametrize("part", ["metrics", "checkpoint", "releases", "summary"])
 def test_a_full_disk_ends_the_run_with_the_checkpoint_intact(stored, monkeypatch, part):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -242,8 +242,12 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_intact(stored, monkeypatch
     def write():
         if part == "metrics":
             stored.record([line(3)])
-        else:
+        elif part == "checkpoint":
             stored.checkpoint(3, arrays(3.0), state(3.0), {0: b"lost"})
+        elif part == "releases":
+            stored.releasing(3)
+        else:
+            stored.finish({}, state(3.0))
 
     with monkeypatch.context() as patch:
         patch.setattr(run_directory.os, "fsync", full)

@@ -13,7 +13,7 @@ from federation.experiment import Experiment
 from federation.run_directory import RunDirectory
 from graphcl.errors import ConfigError
 from simulations.compare import compare, needed_pairs, read_runs
-from simulations.settings import setting_of
+from simulations.settings import data_of, setting_of
 from simulations.significance import holm, mean_of, paired_difference
 
 
@@ -72,6 +72,14 @@ def test_a_setting_is_all_that_decides_the_figures(tiny) -> None:
         for n in (0, 4)
     )
     assert setting_of(tiny(alone)) != setting_of(tiny(batched))
+    assert setting_of(tiny({"simulation.cpus_per_client": 2})) != base
+    forecasts = {
+        "task.name": "forecast",
+        "data.source": "confounded",
+        "partition.scheme": "natural",
+    }
+    near, far = (setting_of(tiny({**forecasts, "forecast.horizon": h})) for h in (3, 12))
+    assert data_of(near) != data_of(far)
 
 
 def test_means_over_seeds_have_students_interval() -> None:
@@ -100,6 +108,17 @@ def test_the_signed_rank_test_is_exact() -> None:
     assert found.mean.mean == pytest.approx(np.mean(differences))
     assert found.least_p_value == 2 / 2 ** len(differences)
     assert paired_difference(others, others).p_value == 1.0
+
+
+def test_shares_that_differ_alike_tie() -> None:
+    """0.3 - 0.2 and 0.2 - 0.1 are unlike as floats; ranks are of tenths."""
+    tenths = [2, 9, 5, 5, 7, 4, 7, 8, 8, 2], [0, 7, 3, 6, 4, 4, 4, 9, 10, 0]
+    found = paired_difference(*([n / 10 for n in side] for side in tenths))
+    whole = paired_difference(*tenths)
+    assert found.p_value == whole.p_value
+    assert found.p_value == pytest.approx(
+        stats.wilcoxon(np.subtract(*tenths), zero_method="wilcox").pvalue
+    )
 
 
 def test_holm_corrects_step_by_step_and_keeps_the_order() -> None:

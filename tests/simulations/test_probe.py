@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from graphcl.datasets import contextual_sbm, save_npz
 from simulations.probe import METHODS, describe_probe_keys, load_probe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "nodes").glob("*.toml"))
@@ -95,6 +96,15 @@ def test_every_method_is_probed_whole_and_in_batches(graphcl, tmp_path, method) 
         assert written["trained"]["mean"] > 0.7
         means.append(written["trained"]["test_accuracy"])
     assert means[0] != means[1]
+
+
+def test_a_graph_without_edges_is_probed(graphcl, tmp_path) -> None:
+    graph = contextual_sbm(90, 3, 8)
+    graph.edge_index = graph.edge_index[:, :0]
+    save_npz(graph, tmp_path / "alone.npz")
+    settings = ("probe.source=alone.npz", "aspect.epochs=2")
+    code, out = graphcl("probe", "small.toml", *(f"--set={key}" for key in settings))
+    assert code == 0, out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

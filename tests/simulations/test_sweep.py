@@ -89,6 +89,7 @@ def test_a_range_holds_toml_scalars_or_bare_words() -> None:
         (["run.seed=1,2"], "use --seeds"),
         (["run.compare=local"], r"give strategy\.name a range"),
         (["simulation.actors=1,2"], "not a range"),
+        (["simulation.batch_clients=0,8"], "set it for all by --set"),
     ],
 )
 def test_a_range_that_cannot_be_read_is_refused(texts, message) -> None:
@@ -125,6 +126,8 @@ def test_all_trials_are_checked_before_anything_is_written(file) -> None:
         planned(file, "train.epochs=1,0")
     with pytest.raises(ConfigError, match=r"did you mean 'train\.epochs'"):
         planned(file, "train.epoch=1,2")
+    with pytest.raises(ConfigError, match=r"model\.encoders=gcn,sage and .* are one"):
+        planned(file, 'model.encoders="gcn,sage","gcn, sage"')
     with pytest.raises(GraphCLError, match=r"partition\.clients"):
         lay_out_trials(planned(file, "partition.clients=3,100"))
     assert not (file.parent / "sweep").exists()
