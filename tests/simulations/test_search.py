@@ -124,7 +124,7 @@ def test_a_search_keeps_the_best_value_before_it_tries_the_next_key(graphcl, tmp
     path = tmp_path / "small.toml"
     path.write_text(path.read_text() + SEARCH)
     seen = []
-    trials = search(read_toml(path), str(path), seen.append)
+    trials = search(read_toml(path, command="graphcl probe"), str(path), seen.append)
     best_epochs = max(seen[:3], key=lambda trial: trial.val_accuracy).settings
     assert seen[3].settings == {**best_epochs, "aspect.sharpness": 1.0}
     assert {id(trial) for trial in trials} == {id(trial) for trial in seen}
@@ -134,7 +134,7 @@ def test_a_trial_is_what_the_probe_finds_on_validation_nodes(graphcl, tmp_path) 
     path = tmp_path / "small.toml"
     path.write_text(path.read_text() + '[search]\n"aspect.epochs" = [5]\n')
     seen = []
-    search(read_toml(path), str(path), seen.append)
+    search(read_toml(path, command="graphcl probe"), str(path), seen.append)
     (result,) = run_probe(load_probe(path, {"aspect.epochs": 5})).results
     assert seen[1].val_accuracy == result.val_accuracy.mean()
 
@@ -144,11 +144,13 @@ def test_a_trial_is_judged_by_the_mean_of_its_trainings(graphcl, tmp_path) -> No
     path.write_text(path.read_text() + '[search]\n"aspect.epochs" = [5]\n')
     overrides = {"probe.seeds": 2, "aspect.epochs": 2}
     first, second = (
-        search(read_toml(path, {"aspect.epochs": 2, "aspect.seed": seed}), str(path))
+        search(
+            read_toml(path, {"aspect.epochs": 2, "aspect.seed": seed}, "graphcl probe"), str(path)
+        )
         for seed in (0, 1)
     )
     seen = []
-    search(read_toml(path, overrides), str(path), seen.append)
+    search(read_toml(path, overrides, "graphcl probe"), str(path), seen.append)
     for trial in seen:
         alone = [
             next(one for one in trials if one.settings == trial.settings).val_accuracy
