@@ -21,23 +21,6 @@ from graphcl.datasets import (
 )
 from graphcl.errors import ConfigError, DataError, FederationError
 
-OUTAGES = {
-    "task.name": "outages",
-    "data.source": "storms",
-    "data.outages.locations": 24,
-    "data.outages.events": 9,
-    "data.outages.districts": 3,
-    "partition.scheme": "natural",
-}
-
-
-@pytest.fixture
-def outages(tiny):
-    return lambda strategy="fedavg", directory="", **keys: tiny(
-        strategy, directory, **{**OUTAGES, **keys}
-    )
-
-
 # The same figures, to the last bit.
 
 
