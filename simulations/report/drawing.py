@@ -60,8 +60,8 @@ class Look:
 _LOOKS = (
     Look("#8a6d00", "#f0e442", "s", "\N{BLACK SQUARE}"),
     Look("#009e73", "#2fc99b", "^", "\N{BLACK UP-POINTING TRIANGLE}"),
-    Look("#2b8a4b", "#74d69a", "1", "\N{WHITE UP-POINTING TRIANGLE}"),
-    Look("#006b5e", "#4fd0bf", "2", "\N{WHITE DOWN-POINTING TRIANGLE}"),
+    Look("#2b8a4b", "#74d69a", "8", "\N{HORIZONTAL BLACK OCTAGON}"),
+    Look("#006b5e", "#4fd0bf", "H", "\N{HORIZONTAL BLACK HEXAGON}"),
     Look("#b8578f", "#e59cc4", "v", "\N{BLACK DOWN-POINTING TRIANGLE}"),
     Look("#7a4fb5", "#b99cf0", "<", "\N{BLACK LEFT-POINTING TRIANGLE}"),
     Look("#4f7f1e", "#9fd062", ">", "\N{BLACK RIGHT-POINTING TRIANGLE}"),
