@@ -26,6 +26,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_carriers.py --clients 100
 	$(BIN)/python tests/benchmarks/bench_accuracy.py
 	$(BIN)/python tests/benchmarks/bench_contrast.py
+	$(BIN)/python tests/benchmarks/bench_products.py
 	$(BIN)/python tests/benchmarks/bench_nodes.py
 	$(BIN)/python tests/benchmarks/bench_policy.py
 	$(BIN)/python tests/benchmarks/bench_scale.py

@@ -4,13 +4,14 @@ A linear map of 1,433 word columns of which 18 are set costs as much as one of 1
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from graphcl.spectral.sparse import building_csr, row_entries
+from graphcl.spectral.sparse import building_csr, product, row_entries
 
 # Above this share of non-zeros a dense product is as fast (measured on two CPU cores).
 MAX_DENSITY = 0.1
@@ -63,12 +64,14 @@ class SparseRows:
         """Return the same pattern with values ``factor(values, columns)``."""
         other = object.__new__(SparseRows)
         other.__dict__.update(self.__dict__)
+        other.__dict__.pop("transposed", None)
         values = factor(self.matrix.values(), self._columns)
         other.matrix = _csr(self.matrix.crow_indices(), self._columns, values, self.shape)
         return other
 
+    @cached_property
     def transposed(self) -> Tensor:
-        """Return the transpose as CSR, ``[F, N]``."""
+        """The transpose as CSR, ``[F, N]``."""
         values = self.matrix.values()[self._order]
         return _csr(self._ends, self._rows, values, (self.shape[1], self.shape[0]))
 
@@ -142,12 +145,12 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: SparseRows) -> Tensor:
         ctx.x = x
-        return x.matrix @ weight.t().contiguous()
+        return product(x.matrix, weight.t().contiguous())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (ctx.x.transposed() @ grads[0].contiguous()).t(), None
+        return product(ctx.x.transposed, grads[0].contiguous()).t(), None
 
 
 def _csr(ends: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from graphcl.datasets import SpatioTemporalSeries
 from graphcl.errors import GraphCLError
-from graphcl.spectral.sparse import building_csr
+from graphcl.spectral.sparse import building_csr, product
 
-DENSE_BELOW = 100  # nodes, where an epoch costs the same: bench_forecast_scale.py
+DENSE_BELOW = 50  # nodes, where an epoch costs the same: bench_forecast_scale.py
 Storage = Literal["auto", "dense", "sparse"]
 
 
@@ -142,7 +142,7 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
         ctx.both = matrix, transposed
-        return matrix @ x
+        return product(matrix, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:

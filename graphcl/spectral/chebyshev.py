@@ -3,15 +3,13 @@
     h(Lt) v = sum_k c_k T_k(Lt) v
     T_0 v = v,  T_1 v = Lt v,  T_k v = 2 Lt (T_{k-1} v) - T_{k-2} v
 
-``h(Lt)`` is symmetric, so its gradient with respect to ``v`` is a polynomial of the same form:
-Clenshaw's recurrence sums any number of filters in one pass. The gradient of ``c_k`` is an inner
-product with ``T_k v``, and repeating the recursion for it is cheaper than keeping all terms. Where
-some nodes alone are asked for, their rows of the terms are kept and nothing is repeated.
+``T_k(Lt)`` is symmetric, so with ``g`` for the gradient of the result the recursion over ``g``
+gives both gradients: of ``v`` it is ``sum_k c_k T_k(Lt) g``, of ``c_k`` the inner product of ``v``
+and ``T_k(Lt) g``. Nothing but ``v`` is kept on the way forward.
 """
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import torch
@@ -19,9 +17,7 @@ from torch import Tensor
 
 from graphcl.errors import GraphCLError
 from graphcl.spectral.operators import SymmetricOperator, check_product
-
-# Columns do not mix: so many at a time keep the recursion's buffers narrow, where nodes are many.
-_WIDTH = 64
+from graphcl.spectral.sparse import column_blocks, product
 
 
 def chebyshev_nodes(order: int) -> Tensor:
@@ -92,7 +88,7 @@ def filter_polynomial(
 
     Source:
         Defferrard et al., Convolutional Neural Networks on Graphs with Fast Localized Spectral
-        Filtering, 2016, sec. 2.1; Clenshaw, A note on the summation of Chebyshev series, 1955.
+        Filtering, 2016, sec. 2.1.
 
     Example:
         >>> from graphcl.spectral import EdgePattern
@@ -122,75 +118,60 @@ def filter_polynomial(
     with torch.autocast(v.device.type, enabled=False):
         if isinstance(operator, Tensor):
             out = _recorded(operator, v, columns, nodes)
-        elif nodes is None:
-            out = _Polynomial.apply(operator, v, columns)
         else:
-            out = _PolynomialAt.apply(operator, v, columns, nodes)
+            out = _Polynomial.apply(operator, v, columns, nodes)
     return out[0] if coefficients.dim() == 1 else out
 
 
 class _Polynomial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operator: SymmetricOperator, v: Tensor, coefficients: Tensor) -> Tensor:
-        ctx.operator = operator
-        ctx.save_for_backward(v, coefficients)
-        scale = coefficients[:, :, None, None]
-        out = scale[0] * v
-        for part, columns in zip(out.split(_WIDTH, -1), v.split(_WIDTH, -1), strict=True):
-            terms = _terms(operator.matrix, columns, len(scale))
-            for factor, term in zip(scale[1:], terms, strict=True):
-                part.addcmul_(factor, term)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        (grad,) = grads
-        operator: SymmetricOperator = ctx.operator
-        v, coefficients = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, *_gradients_on_record(operator, v, coefficients, grad)
-        _, v_needed, coefficients_needed = ctx.needs_input_grad
-        grad_v = grad_coefficients = None
-        if v_needed:
-            grad_v = _clenshaw(operator.matrix, grad, coefficients)
-        if coefficients_needed:
-            grad_coefficients = torch.zeros_like(coefficients)
-            for part, columns in zip(grad.split(_WIDTH, -1), v.split(_WIDTH, -1), strict=True):
-                flat = part.flatten(1)
-                terms = chain([columns], _terms(operator.matrix, columns, len(coefficients)))
-                for row, term in zip(grad_coefficients, terms, strict=True):
-                    row += flat @ term.flatten()
-        return None, grad_v, grad_coefficients
-
-
-class _PolynomialAt(torch.autograd.Function):
-    """Some rows of a polynomial: the others' gradient is zero, and their terms are not kept."""
-
-    @staticmethod
     def forward(
-        ctx: Any, operator: SymmetricOperator, v: Tensor, coefficients: Tensor, nodes: Tensor
+        ctx: Any,
+        operator: SymmetricOperator,
+        v: Tensor,
+        coefficients: Tensor,
+        nodes: Tensor | None,
     ) -> Tensor:
-        kept = v.new_empty(len(coefficients), len(nodes), v.size(1))
-        terms = chain([v], _terms(operator.matrix, v, len(coefficients)))
-        for rows, term in zip(kept, terms, strict=True):
-            torch.index_select(term, 0, nodes, out=rows)
         ctx.operator = operator
-        ctx.save_for_backward(v, coefficients, nodes, kept)
-        return (coefficients.t() @ kept.flatten(1)).unflatten(1, kept.shape[1:])
+        ctx.save_for_backward(v, coefficients, nodes)
+        shape = coefficients.size(1), len(v) if nodes is None else len(nodes), v.size(1)
+        out, factors = v.new_zeros(shape), coefficients.tolist()
+        for block in column_blocks(v):
+            terms = _terms(operator, v[:, block], len(factors))
+            for row, term in zip(factors, terms, strict=True):
+                rows = term if nodes is None else term.index_select(0, nodes)
+                for total, factor in zip(out[..., block], row, strict=True):
+                    total.add_(rows, alpha=factor)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
-        v, coefficients, nodes, kept = ctx.saved_tensors
+        operator: SymmetricOperator = ctx.operator
+        v, coefficients, nodes = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_gradients_on_record(ctx.operator, v, coefficients, grad, nodes), None
+            return None, *_gradients_on_record(operator, v, coefficients, grad, nodes), None
         _, v_needed, coefficients_needed, _ = ctx.needs_input_grad
-        grad_v = grad_coefficients = None
-        if v_needed:
-            grad_v = _clenshaw_at(ctx.operator.matrix, grad, coefficients, nodes)
-        if coefficients_needed:
-            grad_coefficients = kept.flatten(1) @ grad.flatten(1).t()
-        return None, grad_v, grad_coefficients, None
+        grad_v = torch.empty_like(v) if v_needed else None
+        slopes = torch.zeros_like(coefficients) if coefficients_needed else None
+        factors = coefficients.tolist()
+        for block in column_blocks(v):
+            columns = v[:, block].contiguous()
+            flat, total = columns.view(-1), torch.zeros_like(columns)
+            for g, part in enumerate(grad[..., block]):
+                if nodes is not None:
+                    part = torch.zeros_like(columns).index_add_(0, nodes, part)
+                found = []
+                for row, term in zip(factors, _terms(operator, part, len(factors)), strict=True):
+                    if grad_v is not None:
+                        total.add_(term, alpha=row[g])
+                    if slopes is not None:
+                        found.append(flat.dot(term.view(-1)))
+                if slopes is not None:
+                    slopes[:, g] += torch.stack(found)
+            if grad_v is not None:
+                grad_v[:, block] = total
+        return None, grad_v, slopes, None
 
 
 def _gradients_on_record(
@@ -198,7 +179,7 @@ def _gradients_on_record(
     v: Tensor,
     coefficients: Tensor,
     grad: Tensor,
-    nodes: Tensor | None = None,
+    nodes: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients when a second derivative is on its way: every step on record."""
     wanted = [t for t in (v, coefficients) if t.requires_grad]
@@ -210,49 +191,18 @@ def _gradients_on_record(
     )
 
 
-def _terms(matrix: Tensor, v: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield ``T_1 v .. T_{count-1} v`` in two buffers: each is overwritten two steps later."""
+def _terms(operator: SymmetricOperator, v: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield ``T_0 v .. T_{count-1} v`` in two buffers: each is overwritten two steps later."""
+    before = v.clone(memory_format=torch.contiguous_format)
+    yield before
     if count < 2:
         return
-    before = v.clone(memory_format=torch.contiguous_format)
-    term = matrix @ before
+    term = product(operator.matrix, before)
     yield term
     for _ in range(count - 2):
-        before, term = term, before.addmm_(matrix, term, beta=-1, alpha=2)
+        step = product(operator.twice, term)
+        before, term = term, torch.sub(step, before, out=before)
         yield term
-
-
-def _clenshaw(matrix: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
-    """Return ``sum_g sum_k c_kg T_k(Lt) grad_g`` with one recursion for all filters.
-
-    ``b_k = sum_g c_kg grad_g + 2 Lt b_{k+1} - b_{k+2}``; the sum is the step for ``k = 0`` with
-    ``Lt b_1`` taken once.
-    """
-    after = torch.zeros_like(grad[0], memory_format=torch.contiguous_format)
-    current = torch.zeros_like(after)
-    last = len(coefficients) - 1
-    for k in range(last, -1, -1):
-        if k < last:
-            after.addmm_(matrix, current, beta=-1, alpha=2 if k else 1)
-        for factor, part in zip(coefficients[k], grad, strict=True):
-            after.addcmul_(factor, part)
-        after, current = current, after
-    return current
-
-
-def _clenshaw_at(matrix: Tensor, grad: Tensor, coefficients: Tensor, nodes: Tensor) -> Tensor:
-    """Return :func:`_clenshaw` of a gradient that is zero but at some nodes, ``[G, n, D]``."""
-    after = grad.new_zeros(matrix.size(0), grad.size(2))
-    current = torch.zeros_like(after)
-    factors = coefficients.tolist()
-    last = len(factors) - 1
-    for k in range(last, -1, -1):
-        if k < last:
-            after.addmm_(matrix, current, beta=-1, alpha=2 if k else 1)
-        for factor, part in zip(factors[k], grad, strict=True):
-            after.index_add_(0, nodes, part, alpha=factor)
-        after, current = current, after
-    return current
 
 
 def _recorded(

@@ -1,12 +1,13 @@
 """A fixed symmetric sparse matrix that multiplies dense ones and passes gradients on cheaply."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphcl.errors import GraphCLError
-from graphcl.spectral.sparse import building_csr
+from graphcl.spectral.sparse import building_csr, product, scaled
 
 
 class SymmetricOperator:
@@ -51,6 +52,11 @@ class SymmetricOperator:
                 f"SymmetricOperator: crow, col and value are no CSR matrix of size {size}: "
                 f"{str(error).splitlines()[0]}; pass ascending columns within each row"
             ) from error
+
+    @cached_property
+    def twice(self) -> Tensor:
+        """Twice the matrix, as the recursion of Chebyshev polynomials takes it."""
+        return scaled(self.matrix, 2)
 
     @property
     def num_nodes(self) -> int:
@@ -137,7 +143,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:
         ctx.matrix = matrix
-        return matrix @ x
+        return product(matrix, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:

@@ -29,7 +29,7 @@ def test_linear_map_and_its_gradient_are_the_dense_ones(x) -> None:
     sparse = SparseRows.from_dense(x)
     torch.testing.assert_close(linear(sparse, weight), F.linear(x, weight))
     assert torch.autograd.gradcheck(lambda w: linear(sparse, w), weight)
-    torch.testing.assert_close(sparse.transposed().to_dense(), x.T)
+    torch.testing.assert_close(sparse.transposed.to_dense(), x.T)
 
 
 def test_dropping_features_keeps_the_mean_and_the_pattern(x) -> None:
@@ -39,7 +39,7 @@ def test_dropping_features_keeps_the_mean_and_the_pattern(x) -> None:
     torch.testing.assert_close(total, x, atol=0.08, rtol=0)
     assert drop(sparse, 0.4, False) is sparse
     dropped = drop(sparse, 0.4, True)
-    torch.testing.assert_close(dropped.transposed().to_dense(), dropped.matrix.to_dense().T)
+    torch.testing.assert_close(dropped.transposed.to_dense(), dropped.matrix.to_dense().T)
 
 
 @pytest.mark.parametrize("stored", [lambda x: x, SparseRows.from_dense], ids=["dense", "sparse"])
@@ -63,7 +63,7 @@ def test_rows_are_those_asked_for_in_their_order(x) -> None:
     sparse, nodes = SparseRows.from_dense(x), torch.tensor([7, 3, 3, 29, 0])
     rows = sparse[nodes]
     assert torch.equal(rows.matrix.to_dense(), x[nodes])
-    assert torch.equal(rows.transposed().to_dense(), x[nodes].T)
+    assert torch.equal(rows.transposed.to_dense(), x[nodes].T)
     assert sparse[nodes[:0]].matrix.shape == (0, 40)
 
 
