@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from simulations.recommend_evaluation import Evaluation, Pair
     from simulations.recommendations import RecommendExperiment
 
+# What a narrow terminal goes without, in this order.
+LEAST_READ = ("MRR", "HR@5", "NDCG@5", "HR@20", "NDCG@20")
+
 app = typer.Typer(no_args_is_help=True, help="Recommend what a user may take next.")
 
 Settings = Annotated[
@@ -270,13 +273,29 @@ def _print_table(evaluation: "Evaluation") -> None:
     for line in protocol(evaluation):
         terminal.say(escape(line))
     summaries = evaluation.summaries()
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for place, name in enumerate(columns(summaries)):
-        table.add_column(name, no_wrap=place < 2, justify="left" if place < 2 else "right")
-    for row in rows(summaries):
-        table.add_row(*row)
-    terminal.console.print(table)
+    head, body = columns(summaries), rows(summaries)
+    shown = list(range(len(head)))
+    dropped = [head.index(name) for name in LEAST_READ if name in head]
+    wide = terminal.console.options.update(max_width=1000)
+    for least in dropped:
+        needed = terminal.console.measure(_table(head, body, shown), options=wide).maximum
+        if needed <= terminal.console.width:
+            break
+        shown.remove(least)
+    terminal.console.print(_table(head, body, shown))
+    if len(shown) < len(head):
+        hidden = ", ".join(name for place, name in enumerate(head) if place not in shown)
+        terminal.say(f"Too wide for this terminal, and in the files below: {hidden}")
     terminal.say(f"Trainings: {costs(summaries)}")
+
+
+def _table(head: list[str], body: list[list[str]], shown: list[int]) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for place in shown:
+        table.add_column(head[place], no_wrap=True, justify="left" if place < 2 else "right")
+    for row in body:
+        table.add_row(*(row[place] for place in shown))
+    return table
 
 
 def _epoch_figures(terms: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ import pytest
 from graphcl.datasets import load_interactions, save_interactions, simulate_interactions
 from graphcl.errors import DataError, GraphCLError
 from graphcl.recommend import RECOMMENDERS, load_recommender
-from simulations import recommend_evaluation
+from simulations import recommend_evaluation, terminal
 from simulations.recommend_evaluation import Figure
 from simulations.recommendations import (
     describe_recommend_keys,
@@ -83,6 +83,27 @@ def test_evaluation_shows_and_writes_the_protocol_and_every_method(recommend, tm
         assert re.search(rf"\| all \| {name} \|.* {re.escape(shown)} \|", page)
     assert "Trainings: pop 1 of 0 epochs and 0 s; sasrec 2 of 2 epochs" in out
     assert [one["seed"] for one in found["trainings"]] == [None, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"), [(80, "HR@5, NDCG@5, MRR"), (60, "HR@5, HR@20, NDCG@5, NDCG@20, MRR"), (140, None)]
+)
+def test_a_narrow_terminal_shows_fewer_measures_and_whole_figures(
+    recommend, monkeypatch, width, hidden
+):
+    recommend("evaluate", "tiny.toml", *TWO)
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=width))
+    code, out = recommend("evaluate", "tiny.toml", *TWO)
+    assert code == 0, out
+    assert "…" not in out
+    if hidden is None:
+        assert "Too wide" not in out
+    else:
+        assert f"Too wide for this terminal, and in the files below: {hidden}\n" in out
+    assert "NDCG@10" in out
+    table = [line for line in out.splitlines() if re.match(" (all|head|tail) ", line)]
+    assert len(table) == 6
+    assert max(map(len, table)) <= width
 
 
 def test_what_is_finished_is_not_run_again_unless_data_or_settings_change(
