@@ -139,6 +139,7 @@ class NodeMethod(nn.Module, ABC):
             self.parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
+            fused=True,
         )
         steps, total = count(), self.config.epochs * len(batches)
         optimizer.register_step_post_hook(lambda *_: self.after_step(next(steps) / total))

@@ -215,7 +215,7 @@ def _train(
     # batch of narrow products with each split's rows.  Classes come first, since what is reduced
     # along a short last axis is slow.
     weight, bias = _initial_weights(z, num_classes, num_splits, seed)
-    optimizer = torch.optim.Adam([weight, bias], lr=lr, weight_decay=decay)
+    optimizer = torch.optim.Adam([weight, bias], lr=lr, weight_decay=decay, fused=True)
     target = torch.nn.functional.one_hot(y, num_classes).t()[:, None].to(z.dtype)  # [C, 1, N]
     share = train / train.sum(-1, keepdim=True).to(z.dtype)  # [S, N]
 

@@ -247,6 +247,7 @@ class OutageModel(nn.Module, ABC):
             self.parameters(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
+            fused=True,
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.config.learning_rate, total_steps=self.config.epochs * len(batches) + 1

@@ -307,7 +307,10 @@ class NetworkForecaster(Forecaster):
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser, which clips gradients."""
         optimizer = torch.optim.Adam(
-            self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
         return clip_gradients(optimizer)
 
