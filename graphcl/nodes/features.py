@@ -145,12 +145,12 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: SparseRows) -> Tensor:
         ctx.x = x
-        return product(x.matrix, weight.t().contiguous())
+        return product(x.matrix, weight.t())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return product(ctx.x.transposed, grads[0].contiguous()).t(), None
+        return product(ctx.x.transposed, grads[0]).t(), None
 
 
 def _csr(ends: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
