@@ -137,7 +137,7 @@ class _Polynomial(torch.autograd.Function):
         shape = coefficients.size(1), len(v) if nodes is None else len(nodes), v.size(1)
         out, factors = v.new_zeros(shape), coefficients.tolist()
         for block in column_blocks(v):
-            terms = _terms(operator, v[:, block], len(factors))
+            terms = _terms(operator, _copy(v[:, block]), len(factors))
             for row, term in zip(factors, terms, strict=True):
                 rows = term if nodes is None else term.index_select(0, nodes)
                 for total, factor in zip(out[..., block], row, strict=True):
@@ -159,10 +159,12 @@ class _Polynomial(torch.autograd.Function):
             columns = v[:, block].contiguous()
             flat, total = columns.view(-1), torch.zeros_like(columns)
             for g, part in enumerate(grad[..., block]):
-                if nodes is not None:
-                    part = torch.zeros_like(columns).index_add_(0, nodes, part)
+                if nodes is None:
+                    start = _copy(part)
+                else:
+                    start = torch.zeros_like(columns).index_add_(0, nodes, part)
                 found = []
-                for row, term in zip(factors, _terms(operator, part, len(factors)), strict=True):
+                for row, term in zip(factors, _terms(operator, start, len(factors)), strict=True):
                     if grad_v is not None:
                         total.add_(term, alpha=row[g])
                     if slopes is not None:
@@ -191,13 +193,19 @@ def _gradients_on_record(
     )
 
 
+def _copy(v: Tensor) -> Tensor:
+    return v.clone(memory_format=torch.contiguous_format)
+
+
 def _terms(operator: SymmetricOperator, v: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield ``T_0 v .. T_{count-1} v`` in two buffers: each is overwritten two steps later."""
-    before = v.clone(memory_format=torch.contiguous_format)
-    yield before
+    """Yield ``T_0 v .. T_{count-1} v`` in two buffers, ``v`` and another.
+
+    Each term is overwritten two steps later.
+    """
+    yield v
     if count < 2:
         return
-    term = product(operator.matrix, before)
+    before, term = v, product(operator.matrix, v)
     yield term
     for _ in range(count - 2):
         step = product(operator.twice, term)

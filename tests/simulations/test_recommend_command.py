@@ -86,7 +86,8 @@ def test_evaluation_shows_and_writes_the_protocol_and_every_method(recommend, tm
 
 
 @pytest.mark.parametrize(
-    ("width", "hidden"), [(80, "HR@5, NDCG@5, MRR"), (60, "HR@5, HR@20, NDCG@5, NDCG@20, MRR"), (140, None)]
+    ("width", "hidden"),
+    [(60, "HR@5, HR@20, NDCG@5, NDCG@20, MRR"), (80, "HR@5, NDCG@5, MRR"), (140, None)],
 )
 def test_a_narrow_terminal_shows_fewer_measures_and_whole_figures(
     recommend, monkeypatch, width, hidden
