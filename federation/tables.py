@@ -193,7 +193,7 @@ class Pretrain(Table):
     )
     drop_edges: float = key(_ASPECT.drop_edges, "share of edges dropped in a view", ge=0, lt=1)
     temperature: float = key(_ASPECT.temperature, "temperature of the contrast", gt=0)
-    num_anchors: int = key(512, "nodes contrasted per step; memory grows with its square", ge=2)
+    num_anchors: int = key(512, "nodes contrasted per step; time grows with its square", ge=2)
     probe_decay: float = key(0.1, "L2 penalty of the linear probe", gt=0)
     aspect: AspectTable = AspectTable()
 

@@ -4,7 +4,7 @@ A message says what was wrong, where, and what to do about it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class GraphCLError(Exception):
@@ -43,3 +43,15 @@ def check_fields(
         value = getattr(config, name)
         if not allowed(value):
             raise GraphCLError(f"{name} is {value}, must be {rule}")
+
+
+def check_choices(config: Any) -> None:
+    """Refuse what the ``Literal`` type of a configuration's field does not offer.
+
+    Raises:
+        GraphCLError: The message names the field, its value and the choices.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise GraphCLError(f"{name} is {getattr(config, name)!r}, must be one of {choices}")

@@ -258,7 +258,18 @@ def _policy_auc(method: NodeMethod, data: Data) -> float | None:
 def _splits(probe: ProbeTable, y: Tensor, data: Any) -> Masks:
     if probe.splits == "random":
         return random_splits(y)
-    several = getattr(data, "train_mask", None) is not None and data.train_mask.dim() == 2
-    if probe.splits == "stored" or several:
+    own = getattr(data, "train_mask", None)
+    if probe.splits == "stored":
+        if own is None:
+            raise ConfigError(
+                f"probe.splits = 'stored': {probe.source} has no masks of its own; choose random"
+            )
         return stored_splits(data)
+    if own is not None and own[0].numel() > 1:
+        return stored_splits(data)
+    if not probe.source.endswith(".npz"):
+        raise ConfigError(
+            f"probe.splits = 'geom': {probe.source} has no such masks; choose random, or name an "
+            ".npz file that has them"
+        )
     return load_splits(locate(probe.source, probe.root or None))

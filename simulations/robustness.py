@@ -158,7 +158,7 @@ def robustness_table(results: Sequence[Robustness]) -> Table:
     for found in results:
         clean = 100 * by_split(found.clean).mean()
         for level in found.perturbed:
-            row = [found.experiment.probe.name, f"{level.ratio:.0%}", f"{clean:.2f}"]
+            row = [found.experiment.probe.name, f"{100 * level.ratio:g}%", f"{clean:.2f}"]
             for probes in (level.poisoned, level.evaded):
                 accuracy = 100 * by_split(probes)
                 half = bootstrap_half_width(accuracy)

@@ -50,7 +50,13 @@ def count_trials(experiment: ProbeExperiment) -> int:
     Raises:
         ConfigError: If the file has nothing to search.
     """
-    lists = experiment.search.values()
+    lists = _lists(experiment).values()
+    if not any(lists) and any(experiment.search.values()):
+        raise ConfigError(
+            f"{experiment.probe.name}: no key of the file's [search] table concerns "
+            f'{experiment.probe.method}; add some, for example "{experiment.probe.method}.'
+            'learning_rate" = [0.001, 0.01]'
+        )
     if not any(lists):
         raise ConfigError(
             f"{experiment.probe.name}: --search needs a [search] table, for example "
@@ -79,7 +85,8 @@ def search(
         ConfigError: If a trial's setting does not validate; all are checked before the first runs.
         GraphCLError: If the file's own setting cannot be trained.
     """
-    for key, value in _candidates(probe_experiment(nested, origin).search):
+    lists = _lists(probe_experiment(nested, origin))
+    for key, value in _candidates(lists):
         probe_experiment(_with(nested, {key: value}), origin)
     trials: dict[str, Trial] = {}
     before = {_name(_with(nested, trial.settings), origin): trial for trial in known}
@@ -92,7 +99,7 @@ def search(
             on_trial(trials[name])
 
     attempt({})
-    for key, values in probe_experiment(nested, origin).search.items():
+    for key, values in lists.items():
         kept = best(trials.values()).settings
         for value in values:
             attempt({**kept, key: value})
@@ -105,21 +112,25 @@ def best(trials: Iterable[Trial]) -> Trial:
 
 
 def read_search(experiment: ProbeExperiment, out: Path) -> list[Trial]:
-    """Return the trials that :func:`write_search` left of this experiment, none of another.
+    """Return the trials that :func:`write_search` left of this experiment.
 
     Raises:
-        ConfigError: If the file is damaged.
+        ConfigError: If the file is damaged, or holds trials of other settings.
     """
     path = _file(experiment, out)
     if not path.exists():
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["experiment"] != _tables(experiment):
-            return []
-        return [Trial(**trial) for trial in content["trials"]]
+        before, trials = content["experiment"], [Trial(**trial) for trial in content["trials"]]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path}: damaged; delete it, and the search begins anew") from None
+    if before != _tables(experiment):
+        raise ConfigError(
+            f"{path} holds {len(trials)} trials of other settings: name another folder by --out, "
+            "or delete the file"
+        )
+    return trials
 
 
 def write_search(experiment: ProbeExperiment, trials: list[Trial], out: Path) -> Path:
@@ -143,8 +154,16 @@ def _file(experiment: ProbeExperiment, out: Path) -> Path:
 
 def _tables(experiment: ProbeExperiment) -> dict[str, Any]:
     """Return what decides a trial; the values to try may become more."""
-    tables: dict[str, Any] = json.loads(experiment.model_dump_json(exclude={"search"}))
+    chosen = {"probe", experiment.probe.method}
+    tables: dict[str, Any] = json.loads(experiment.model_dump_json(include=chosen))
     return tables
+
+
+def _lists(experiment: ProbeExperiment) -> dict[str, list[Scalar]]:
+    """Return the values to try of the keys that the method reads."""
+    method = experiment.probe.method
+    read = {"probe", method, *(["aspect"] if method == "aspect_s" else [])}
+    return {key: values for key, values in experiment.search.items() if key.split(".")[0] in read}
 
 
 def _name(tables: dict[str, Any], origin: str) -> str:

@@ -20,7 +20,14 @@ from torch_geometric.data import Data
 from graphcl.contrast import info_nce
 from graphcl.errors import GraphCLError
 from graphcl.nodes.features import Features, RowNorm, drop, linear
-from graphcl.nodes.method import MethodConfig, NodeMethod, draw_anchors, grouped, projection_head
+from graphcl.nodes.method import (
+    MethodConfig,
+    NodeMethod,
+    draw_anchors,
+    evaluating,
+    grouped,
+    projection_head,
+)
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
@@ -48,7 +55,8 @@ class ASPECTConfig(MethodConfig):
         drop_features, drop_edges: Probabilities of dropping, in every view.
         temperature: Of the contrast.
         projection_channels: Width of the projection heads that only the loss sees.
-        channel_weight: Weight of the contrast within each channel.
+        channel_weight: Weight of the contrast within each channel. At 0 the head through which the
+            evidence is read stays as it was drawn, a random projection.
         evidence_weight, evidence_temperature: Of the evidence that regularises the policy.
         num_anchors: Nodes contrasted per step, fresh in every one; memory does not grow with N².
         batch_nodes: About so many nodes, and the edges among them, in a step; 0 is the whole graph.
@@ -80,6 +88,13 @@ class ASPECTConfig(MethodConfig):
     weight_decay: float = 0.0
     epochs: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filters == "compat" and (self.sharpness, self.cutoff) != (1, 2):
+            raise GraphCLError(
+                "filters is 'compat', which starts in no band: set sharpness to 1 and cutoff to 2"
+            )
 
 
 class View(NamedTuple):
@@ -244,5 +259,5 @@ class ASPECT(SpectralEncoder, NodeMethod):
         A node that takes much of the high channel sits where the graph is heterophilic.
         """
         graph = self._prepared(data)
-        self.eval()
-        return self.shares_of(*self.channels(graph.x, graph.operator))
+        with evaluating(self):
+            return self.shares_of(*self.channels(graph.x, graph.operator))

@@ -8,8 +8,7 @@ bound on features in units of their standard deviation, the sensitivity by the c
 enters the policy's target, and the adversarial term of the loss. This is not a reproduction.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from graphcl.contrast import info_nce
 from graphcl.nodes.aspect import ASPECT, ASPECTConfig, View
 from graphcl.nodes.features import rows
-from graphcl.nodes.method import PreparedGraph, draw_anchors
+from graphcl.nodes.method import PreparedGraph, draw_anchors, evaluating
 from graphcl.nodes.policy import channel_sensitivity, reliability_target
 from graphcl.spectral import EdgePattern, SymmetricOperator, find_attack, relaxed_laplacian
 
@@ -35,7 +34,8 @@ class ASPECTSConfig(ASPECTConfig):
         attack_steps: Gradient steps of an attack.
         rayleigh_weight: How much an attack is drawn to high frequencies.
         attacked_nodes: Size of the sampled subgraph that is attacked; it costs its square.
-        attack_every: Steps that an attack serves.
+        attack_every: Steps that an attack serves; with ``batch_nodes`` each batch has an attack of
+            its own.
         warmup_steps: Steps without attacks at the start.
         stability_weight: How much the policy avoids sensitive channels; 0 is ASPECT's policy.
         adversarial_weight: Weight of the contrast between a view and the attacked subgraph.
@@ -91,6 +91,15 @@ class ASPECTS(ASPECT):
         self._steps = 0
         self._attacked: AttackedNodes | None = None
 
+    def optimize(
+        self,
+        batches: Iterable[PreparedGraph],
+        optimizer: torch.optim.Optimizer,
+        on_epoch: Callable[[int, dict[str, float]], None] | None,
+    ) -> None:
+        super().optimize(batches, optimizer, on_epoch)
+        self._attacked = None  # it holds the training graph
+
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
         self._steps += 1
@@ -133,7 +142,7 @@ class ASPECTS(ASPECT):
         config = self.config
         nodes = torch.randperm(len(graph.x))[: config.attacked_nodes]
         adjacency, x = graph.pattern.induced_adjacency(nodes), rows(graph.x, nodes)
-        with _evaluating(self):
+        with evaluating(self):
             with torch.no_grad():
                 clean = self(x, relaxed_laplacian(adjacency))
             found = find_attack(
@@ -169,14 +178,3 @@ class ASPECTS(ASPECT):
 
 def _sparse_laplacian(adjacency: Tensor) -> SymmetricOperator:
     return EdgePattern(adjacency.nonzero().t(), len(adjacency)).shifted_laplacian()
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Leave out all dropping for a while."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

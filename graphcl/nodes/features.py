@@ -45,6 +45,9 @@ class SparseRows:
         crow = torch.searchsorted(rows, torch.arange(len(x) + 1))
         return cls(_csr(crow, columns, x[rows, columns], x.shape))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseRows":
+        return self  # a constant, and torch copies no CSR matrix
+
     def __len__(self) -> int:
         return int(self.shape[0])
 

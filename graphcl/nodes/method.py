@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -13,17 +14,24 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from graphcl.errors import GraphCLError, check_fields
+from graphcl.errors import GraphCLError, check_choices, check_fields
 from graphcl.nodes.batches import NodeBatches
 from graphcl.nodes.features import Features
 from graphcl.nodes.prepared import PreparedGraph, prepare
 from graphcl.spectral import SymmetricOperator
-from graphcl.training import fit, load_weights, save_weights, seed_everything
+from graphcl.training import (
+    fit,
+    keeps_randomness,
+    load_weights,
+    save_weights,
+    seed_everything,
+)
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
             *("hidden_channels", "projection_channels", "order", "num_anchors", "patience"),
+            "epochs",
             *("attack_steps", "attack_every", "attacked_nodes"),
         ),
         lambda v: v >= 1,
@@ -31,7 +39,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     ),
     (
         (
-            *("epochs", "warmup_steps", "weight_decay", "filter_weight_decay"),
+            *("warmup_steps", "weight_decay", "filter_weight_decay"),
             *("channel_weight", "evidence_weight", "rayleigh_weight", "stability_weight"),
             *("adversarial_weight", "edge_budget", "feature_bound"),
         ),
@@ -56,10 +64,11 @@ class MethodConfig:
     """Base of the methods' configurations: what a hyper-parameter of some name may be.
 
     Raises:
-        GraphCLError: A number is out of its range.
+        GraphCLError: A number is out of its range, or a choice unknown.
     """
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for names, allowed, rule in _RULES:
             own = [name for name in names if hasattr(self, name)]
             check_fields(self, own, allowed, rule)
@@ -109,6 +118,7 @@ class NodeMethod(nn.Module, ABC):
             progress: Share of the training's steps before this one, from 0 to just under 1.
         """
 
+    @keeps_randomness()
     def start(self, data: Data) -> Self:
         """Draw the first weights for a graph's features; the method can embed, untrained."""
         return self._start(self.prepare(data))
@@ -123,6 +133,7 @@ class NodeMethod(nn.Module, ABC):
         self.build(self.in_channels)
         return self.eval()
 
+    @keeps_randomness()
     def fit(
         self, data: Data, on_epoch: Callable[[int, dict[str, float]], None] | None = None
     ) -> Self:
@@ -168,8 +179,8 @@ class NodeMethod(nn.Module, ABC):
             GraphCLError: If the method was not fitted, or knows another number of features.
         """
         graph = self._prepared(data)
-        self.eval()
-        return self.embedding(graph)
+        with evaluating(self):
+            return self.embedding(graph)
 
     def embedding(self, graph: PreparedGraph) -> Tensor:
         """Return what :meth:`embed` does, of a prepared graph, differentiable, in either mode."""
@@ -177,7 +188,12 @@ class NodeMethod(nn.Module, ABC):
         return F.normalize(z, dim=-1) * math.sqrt(z.size(-1))
 
     def save(self, path: str | Path) -> None:
-        """Write configuration and weights to a ``.safetensors`` file."""
+        """Write configuration and weights to a ``.safetensors`` file.
+
+        Raises:
+            GraphCLError: If there are no weights yet.
+        """
+        self._check_weights()
         header = {"config": asdict(self.config), "in_channels": self.in_channels}
         save_weights(path, self.state_dict(), header)
 
@@ -198,11 +214,14 @@ class NodeMethod(nn.Module, ABC):
             raise GraphCLError(f"{path}: no saved {cls.__name__}: {error}") from None
         return method.eval()
 
-    def _prepared(self, data: Data) -> PreparedGraph:
+    def _check_weights(self) -> None:
         if not self.in_channels:
             raise GraphCLError(
                 f"{type(self).__name__} has no weights yet; call fit, start or load first"
             )
+
+    def _prepared(self, data: Data) -> PreparedGraph:
+        self._check_weights()
         graph = self.prepare(data)
         if graph.x.size(1) != self.in_channels:
             raise GraphCLError(
@@ -210,6 +229,17 @@ class NodeMethod(nn.Module, ABC):
                 f"{graph.x.size(1)}"
             )
         return graph
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Leave out all dropping for a while."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def draw_anchors(num_nodes: int, num_anchors: int) -> Tensor | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from scipy.sparse import issparse
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -51,11 +52,21 @@ def prepare(data: Data, norm: RowNorm = "l1") -> PreparedGraph:
         norm: What every row of ``x`` is divided by: its sum of magnitudes, or its length.
 
     Raises:
-        DataError: If there is no node, or a feature is not finite.
+        DataError: If features or edges are missing, there is no node, or a feature is not finite.
     """
+    for field, remedy in (
+        ("x", "give every node features [N, F], e.g. by T.Constant() or T.OneHotDegree()"),
+        ("edge_index", "give edges [2, E], not adj_t; torch.empty(2, 0, dtype=torch.long) is none"),
+    ):
+        if getattr(data, field, None) is None:
+            raise DataError(f"the graph has no {field}: {remedy}")
+    if issparse(data.x):
+        raise DataError("x is a matrix of SciPy: pass torch.from_numpy(x.toarray())")
     x = torch.as_tensor(data.x, dtype=torch.float32)
-    if x.dim() != 2 or len(x) == 0:
-        raise DataError(f"x has shape {list(x.shape)}, must be [N, F] with at least one node")
+    if x.dim() != 2 or 0 in x.shape:
+        raise DataError(
+            f"x has shape {list(x.shape)}, must be [N, F] with at least one node and one feature"
+        )
     if x.layout != torch.strided:
         with building_csr():
             x = x.to_sparse_csr()

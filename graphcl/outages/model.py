@@ -18,6 +18,7 @@ from graphcl.prototypes.dual_branch import projector_header, projector_of
 from graphcl.training import (
     clip_gradients,
     fit,
+    keeps_randomness,
     load_weights,
     save_weights,
     seed_everything,
@@ -131,6 +132,7 @@ class OutageModel(nn.Module, ABC):
             standardised. Returns ``[B, N, hidden_channels]``.
         """
 
+    @keeps_randomness()
     def start(self, events: OutageEvents) -> Self:
         """Draw the first weights and take the scales of the features from some events.
 
@@ -228,6 +230,7 @@ class OutageModel(nn.Module, ABC):
             terms["total"] = config.total_weight * off.square().mean()
         return terms
 
+    @keeps_randomness()
     def fit(
         self, events: OutageEvents, on_epoch: Callable[[int, dict[str, float]], None] | None = None
     ) -> Self:

@@ -14,7 +14,14 @@ from graphcl.errors import DataError, GraphCLError, check_fields
 from graphcl.metrics.ranking import ItemScores, ndcg, rank_targets, top_k
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches, check_history
 from graphcl.recommend.softmax import catalogue_cross_entropy, sampled_cross_entropy
-from graphcl.training import clip_gradients, fit_best, load_weights, save_weights, seed_everything
+from graphcl.training import (
+    clip_gradients,
+    fit_best,
+    keeps_randomness,
+    load_weights,
+    save_weights,
+    seed_everything,
+)
 
 _MALFORMED = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, GraphCLError)
 _FEATURE = "catalogue/"  # what a file calls that which is no weight
@@ -184,6 +191,7 @@ class Recommender(nn.Module, ABC):
         self._features = tuple(features)
         self.build(features)
 
+    @keeps_randomness()
     def fit(
         self,
         train: Interactions,

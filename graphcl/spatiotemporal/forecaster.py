@@ -16,7 +16,14 @@ from graphcl.prototypes.dual_branch import projector_header, projector_of
 from graphcl.spatiotemporal.calendar import Calendar
 from graphcl.spatiotemporal.propagation import Diffusion
 from graphcl.spatiotemporal.samples import Sample, SampleBatches, in_order
-from graphcl.training import clip_gradients, fit_best, load_weights, save_weights, seed_everything
+from graphcl.training import (
+    clip_gradients,
+    fit_best,
+    keeps_randomness,
+    load_weights,
+    save_weights,
+    seed_everything,
+)
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,7 @@ class NetworkForecaster(Forecaster):
     def begin_round(self) -> None:
         """Called before an epoch, or before the epochs of a round of a federation."""
 
+    @keeps_randomness()
     def fit(
         self,
         train: SpatioTemporalSeries,

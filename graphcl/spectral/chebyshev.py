@@ -184,6 +184,8 @@ def _gradients_on_record(
     nodes: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients when a second derivative is on its way: every step on record."""
+    # Views, lest what one of the two was computed from the other counts here and once more outside.
+    v, coefficients = v.view_as(v), coefficients.view_as(coefficients)
     wanted = [t for t in (v, coefficients) if t.requires_grad]
     out = _recorded(operator, v, coefficients, nodes)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))

@@ -58,6 +58,9 @@ class SymmetricOperator:
         """Twice the matrix, as the recursion of Chebyshev polynomials takes it."""
         return scaled(self.matrix, 2)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SymmetricOperator":
+        return self  # a constant, and torch copies no CSR matrix
+
     @property
     def num_nodes(self) -> int:
         """Number of rows, and of columns."""

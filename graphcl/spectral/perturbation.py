@@ -76,6 +76,8 @@ def feature_noise(x: Tensor, ratio: float, *, seed: int) -> Tensor:
                 [1., 1.],
                 [1., 1.]])
     """
+    if x.layout != torch.strided:
+        raise GraphCLError("feature_noise: x is sparse, and noise is not: pass x.to_dense()")
     if not ratio >= 0 or x.dim() != 2 or not x.is_floating_point():
         raise GraphCLError(
             f"feature_noise: ratio is {ratio} and x {x.dtype} of shape {tuple(x.shape)}; pass a "

@@ -4,7 +4,13 @@ from graphcl.training.checkpoints import load_weights, save_weights
 from graphcl.training.clipping import clip_gradients
 from graphcl.training.devices import select_device
 from graphcl.training.loop import fit
-from graphcl.training.seeding import derive_seed, numpy_rng, seed_everything, torch_rng
+from graphcl.training.seeding import (
+    derive_seed,
+    keeps_randomness,
+    numpy_rng,
+    seed_everything,
+    torch_rng,
+)
 from graphcl.training.stopping import fit_best
 from graphcl.training.threads import num_threads
 
@@ -13,6 +19,7 @@ __all__ = [
     "derive_seed",
     "fit",
     "fit_best",
+    "keeps_randomness",
     "load_weights",
     "num_threads",
     "numpy_rng",

@@ -8,6 +8,8 @@ a resumed run needs no generator state from its first half.
 import hashlib
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -47,3 +49,20 @@ def seed_everything(seed: int, *purpose: str | int) -> None:
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(value)
+
+
+@contextmanager
+def keeps_randomness() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's global generators as they were found.
+
+    What seeds them for its own work is wrapped in it, or decorated with it; else a caller who draws
+    afterwards would draw the same numbers every time.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -56,10 +56,28 @@ def test_a_search_that_is_stopped_leaves_the_trials_it_made(graphcl, tmp_path, m
     finished = json.loads((tmp_path / "runs" / "probes" / "small-search.json").read_text())
     assert finished["trials"][:2] == written["trials"]
     assert len(finished["trials"]) == 4
-    code, out = graphcl("probe", "small.toml", "--search", "--set", "aspect.temperature=0.3")
+    other = ("probe", "small.toml", "--search", "--set", "aspect.temperature=0.3")
+    code, out = graphcl(*other)
+    assert code == 2
+    assert "small-search.json holds 4 trials of other settings: name another folder by --out" in out
+    code, out = graphcl(*other, "--out", "others")
     assert code == 0, out
-    assert "already" not in out  # those were of another file
     assert len(calls) == 3 + 2 + 4
+
+
+def test_a_search_leaves_out_what_its_method_does_not_read(graphcl, tmp_path) -> None:
+    path = tmp_path / "small.toml"
+    own = '"probe.weight_decay" = [0.1]\n"grace.epochs" = [1]\n'
+    path.write_text(path.read_text() + SEARCH + own)
+    code, out = graphcl("probe", "small.toml", "--search", "--method", "grace")
+    assert code == 0, out
+    written = json.loads((tmp_path / "runs" / "probes" / "small-grace-search.json").read_text())
+    tried = {key for trial in written["trials"] for key in trial["settings"]}
+    assert tried == {"probe.weight_decay", "grace.epochs"}
+    path.write_text(path.read_text().replace(own, ""))
+    code, out = graphcl("probe", "small.toml", "--search", "--method", "bgrl")
+    assert code == 2
+    assert "no key of the file's [search] table concerns bgrl" in out
 
 
 def test_ctrl_c_says_where_the_trials_are(graphcl, tmp_path, monkeypatch) -> None:
@@ -104,7 +122,8 @@ def test_a_value_with_which_training_fails_loses(graphcl, tmp_path, monkeypatch)
     assert "not finite" in failed["error"]
     assert failed["val_accuracy"] < 0 < other["val_accuracy"]
     assert written["best"] != failed["settings"]
-    code, out = graphcl("probe", "small.toml", "--search", "--set", "aspect.learning_rate=1e30")
+    worse = ("--set", "aspect.learning_rate=1e30", "--out", "worse")
+    code, out = graphcl("probe", "small.toml", "--search", *worse)
     assert code == 1  # nothing can be compared with a file that cannot be trained
     assert "not finite" in out
 

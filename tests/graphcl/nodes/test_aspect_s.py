@@ -1,5 +1,6 @@
 """ASPECT-S: what it adds to ASPECT, and that it adds nothing where it is switched off."""
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -35,6 +36,12 @@ def tiny(name: str) -> Data:
     edges = {"one node": [], "no edges": [], "pair": [[0, 1], [1, 0]]}[name]
     edge_index = torch.tensor(edges, dtype=torch.long).reshape(-1, 2).T
     return Data(x=torch.rand(1 if name == "one node" else 4, 5), edge_index=edge_index)
+
+
+def test_a_fitted_method_holds_no_training_graph(data) -> None:
+    method = ASPECTS(SMALL).fit(data)
+    assert not any(isinstance(value, tuple) for value in vars(method).values())
+    assert torch.equal(deepcopy(method).embed(data), method.embed(data))
 
 
 def test_the_same_seed_gives_the_same_embedding_and_labels_are_never_read(data) -> None:

@@ -1,10 +1,14 @@
 """Label-free methods: what they promise to a user, on odd graphs too."""
 
+import random
+from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.sparse import csr_matrix
 from torch_geometric.data import Data
 
 from graphcl.datasets import contextual_sbm
@@ -24,6 +28,7 @@ from graphcl.nodes import (
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import prepare
 from graphcl.spectral.sparse import building_csr
+from graphcl.training import seed_everything
 
 SMALL = {"hidden_channels": 16, "epochs": 3, "learning_rate": 0.01}
 METHODS = [
@@ -60,6 +65,27 @@ def test_a_hyper_parameter_out_of_its_range_is_refused_by_its_name(config, field
         config(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("config", "field", "value", "choices"),
+    [
+        (ASPECTConfig, "fusion", "cat", "'sum', 'concat'"),
+        (ASPECTConfig, "policy", "nodes", "'node', 'global', 'low', 'high', 'mean'"),
+        (ASPECTSConfig, "row_norm", "L2", "'l1', 'l2'"),
+        (PolyGCLConfig, "activation", "elu", "'relu', 'prelu'"),
+    ],
+)
+def test_an_unknown_choice_is_refused_by_its_name(config, field, value, choices):
+    with pytest.raises(GraphCLError, match=f"{field} is {value!r}, must be one of {choices}"):
+        config(**{field: value})
+
+
+def test_filters_without_a_band_are_told_which_fields_go_with_them(data):
+    with pytest.raises(GraphCLError, match="set sharpness to 1 and cutoff to 2"):
+        ASPECTConfig(filters="compat")
+    config = ASPECTConfig(**SMALL, filters="compat", sharpness=1.0, cutoff=2.0)
+    assert ASPECT(config).fit(data).embed(data).isfinite().all()
+
+
 @pytest.fixture(scope="module")
 def data() -> Data:
     return contextual_sbm(90, 3, 12, homophily=0.9, seed=1)
@@ -72,6 +98,65 @@ def test_the_same_seed_gives_the_same_embedding_and_labels_are_never_read(data, 
     assert torch.equal(method(config).fit(blind).embed(data), first)
     assert first.shape == (90, 16)
     torch.testing.assert_close(first.norm(dim=1), torch.full((90,), 4.0))
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_a_look_at_the_embedding_while_training_changes_nothing(data, method, config):
+    fitted, looked = method(config).fit(data), method(config)
+
+    def look(epoch, terms):
+        mode = looked.training
+        looked.embed(data)
+        if isinstance(looked, ASPECT):
+            looked.spectral_policy(data)
+        assert looked.training == mode
+
+    assert torch.equal(looked.fit(data, look).embed(data), fitted.embed(data))
+    assert not looked.training
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS[-3:], ids=IDS[-3:])
+def test_the_callers_own_random_numbers_stay(data, method, config):
+    def drawn() -> list[float]:
+        return [torch.rand(()).item(), np.random.random(), random.random()]
+
+    drawings = []
+    for train in (False, True):
+        seed_everything(3, "caller")
+        if train:
+            method(config).start(data)
+            method(config).fit(data)
+        drawings.append(drawn())
+    assert drawings[0] == drawings[1]
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_a_copy_of_a_fitted_method_is_one(data, method, config):
+    fitted = method(config).fit(data)
+    copied = deepcopy(fitted)
+    assert torch.equal(copied.embed(data), fitted.embed(data))
+    graph = fitted.prepare(data)
+    assert torch.equal(deepcopy(graph).operator.to_dense(), graph.operator.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (Data(edge_index=torch.tensor([[0], [1]]), num_nodes=2), "no x: give every node features"),
+        (Data(x=torch.ones(2, 1)), r"no edge_index: give edges \[2, E\]"),
+        (Data(x=csr_matrix(np.eye(2)), edge_index=torch.tensor([[0], [1]])), "matrix of SciPy"),
+        (Data(x=torch.ones(2, 0), edge_index=torch.tensor([[0], [1]])), "at least one node and"),
+    ],
+)
+def test_what_a_graph_lacks_is_said(graph, message):
+    with pytest.raises(DataError, match=message):
+        GRACE(GRACEConfig(**SMALL)).fit(graph)
+
+
+def test_a_method_without_weights_is_not_saved(tmp_path):
+    with pytest.raises(GraphCLError, match="no weights yet"):
+        GRACE(GRACEConfig(**SMALL)).save(tmp_path / "g.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)

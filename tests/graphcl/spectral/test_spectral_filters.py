@@ -105,6 +105,19 @@ def test_second_derivatives() -> None:
     assert gradgradcheck(lambda v: filter_polynomial(operator, v, coefficients.detach()), (v,))
 
 
+@pytest.mark.parametrize("kind", [lambda operator: operator, lambda operator: operator.to_dense()])
+def test_a_gradient_on_record_is_the_one_off_record(kind) -> None:
+    """Where one filter's input comes from the same coefficients, each path counts once."""
+    operator = kind(operator_of("random"))
+    x = torch.randn(20, 3, dtype=FLOAT)
+    coefficients = torch.randn(4, 1, dtype=FLOAT, requires_grad=True)
+    hidden = filter_polynomial(operator, x, coefficients)[0]
+    loss = filter_polynomial(operator, hidden, coefficients)[0].pow(3).sum()
+    (plain,) = torch.autograd.grad(loss, coefficients, retain_graph=True)
+    (on_record,) = torch.autograd.grad(loss, coefficients, create_graph=True)
+    torch.testing.assert_close(on_record, plain)
+
+
 def test_gradients_equal_those_of_torch() -> None:
     operator = operator_of("random")
     v = torch.randn(4, 20, dtype=FLOAT).T.requires_grad_()  # not contiguous

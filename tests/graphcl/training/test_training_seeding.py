@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphcl.training import derive_seed, numpy_rng, seed_everything, torch_rng
+from graphcl.training import derive_seed, keeps_randomness, numpy_rng, seed_everything, torch_rng
 
 PURPOSES = st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=3).map(tuple)
 
@@ -56,3 +56,20 @@ def test_seed_everything_repeats_dropout_and_all_global_generators():
 
     assert draw("fit", 1, 2) == draw("fit", 1, 2)
     assert all(a != b for a, b in zip(draw("fit", 1, 2), draw("fit", 2, 1), strict=True))
+
+
+def test_generators_are_left_as_they_were_found_after_an_error_too():
+    def drawn():
+        return [torch.rand(()).item(), np.random.random(), random.random()]
+
+    seed_everything(5, "caller")
+    expected = drawn()
+    seed_everything(5, "caller")
+    try:
+        with keeps_randomness():
+            seed_everything(0, "own")
+            drawn()
+            raise KeyError
+    except KeyError:
+        pass
+    assert drawn() == expected
