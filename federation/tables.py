@@ -12,7 +12,7 @@ from federation.keys import Table, key, known_names, listed
 from graphcl.images import IMAGE_ENCODERS
 from graphcl.nodes import ENCODERS, ASPECTConfig
 from graphcl.outages import SAHGNNConfig
-from graphcl.recommend import RECOMMENDERS, RecommenderConfig
+from graphcl.recommend import RECOMMENDERS, RecommenderConfig, SLSRecConfig
 from graphcl.spatiotemporal import SCFSGLConfig
 
 ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum")
@@ -268,6 +268,9 @@ class Recommend(Table):
         _RECOMMEND.negatives, "items that a target is compared with; 0 = the whole catalogue", ge=0
     )
     batch_size: int = key(_RECOMMEND.batch_size, "windows of users' histories per step", ge=1)
+    gap: int = key(
+        SLSRecConfig().gap, "seconds of a pause after which a session begins, under slsrec", ge=1
+    )
 
 
 class Images(Table):

@@ -44,8 +44,8 @@ def train(
 ) -> None:
     """Train a recommender on all but the last event of each user, which chooses the epoch.
 
-    Events that an evaluation would hold out to test on are trained on too: measure with graphcl
-    recommend evaluate, then train what is to be served.
+    There is no test here, and recommend.split is not read: measure with graphcl recommend evaluate,
+    then train what is to be served. Popularity holds nothing out.
 
     For example:
 
@@ -74,9 +74,11 @@ def train(
         model.fit(interactions, on_epoch=show)
     model.save(out)
     reached = f", NDCG@10 {best:.4f} on held-out events" if best else ""
+    learned = int(model.count.sum())
+    held_out = f", {len(interactions) - learned} held out" if learned < len(interactions) else ""
     terminal.say(
-        f"Trained {name} on {len(interactions)} events of {interactions.num_users} users with "
-        f"{interactions.num_items} items{reached}"
+        f"Trained {name} on {learned} events of {interactions.num_users} users with "
+        f"{interactions.num_items} items{held_out}{reached}"
     )
     terminal.say(f"To serve it: [bold]graphcl recommend serve --model {escape(str(out))}[/bold]")
 
@@ -145,6 +147,8 @@ def serve(
 
     POST /rank takes {"history": [names or numbers of items, oldest first], "k": 10, "exclude_seen":
     true} and returns items with names, numbers and scores; without a history, what most users take.
+    SLSRec ranks worse without "time", the seconds since 1970 of each event; "now" is when it is
+    asked, by default right after the last one.
     GET /health says what is served. Nothing of a request is logged. There is no encryption and no
     password: elsewhere than on this machine, put a proxy with both in front.
 

@@ -29,6 +29,11 @@ def protocol(evaluation: Evaluation) -> list[str]:
         "most; tail: the others seen there; cold: not seen there.",
         "The epoch is chosen by NDCG@10 on validation events, the test is taken once; in %, mean "
         "and half of the 95 % interval (Student's t) over seeds.",
+        *(
+            ["slsrec is told the time of the event that it is asked for, the others read no times."]
+            if "slsrec" in evaluation.summaries() and split.train.time is not None
+            else []
+        ),
     ]
 
 

@@ -1,8 +1,9 @@
 """A trained recommender behind HTTP.
 
 ``POST /rank`` takes a history and returns the items to follow it, ``GET /health`` says what is
-served.  Nothing of a request is kept, logged or sent back in an error, and no page loads anything
-from elsewhere: ``GET /openapi.json`` describes the service, but there is no page that shows it.
+served.  No value of a request is kept, logged or sent back in an error, which names unknown keys
+alone, and no page loads anything from elsewhere: ``GET /openapi.json`` describes the service, but
+there is no page that shows it.
 """
 
 from typing import Annotated

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from graphcl.errors import GraphCLError
 
 _BLOCK = 2**22  # scores at a time, 16 MiB in single precision
+_USERS = 1024  # at a time, for a model that reads what each of them did
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,12 @@ class ItemScores:
     def blocks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield users and scores, at most ``size`` scores at a time but at least a user's.
 
+        More than 1,024 users are never read together, however few items there are.
+
         Raises:
             GraphCLError: The function returns another shape than ``[users, V]`` or a NaN.
         """
-        step = max(1, size // self.num_items)
+        step = max(1, min(_USERS, size // self.num_items))
         for start in range(0, self.num_users, step):
             users = slice(start, min(start + step, self.num_users))
             scores = self.function(users)

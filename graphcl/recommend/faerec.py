@@ -101,7 +101,8 @@ class FAERec(SequenceRecommender):
             raise DataError(
                 f"{interactions.name}: the items have no text, which FAERec reads: call "
                 "embed_texts(interactions), or set it with dataclasses.replace; in a recommend "
-                'file, set recommend.text = "tfidf" and recommend.items to a table with titles'
+                'file, set recommend.text = "tfidf" and recommend.items to a table with titles; a '
+                "federation reads .npz archives that hold text"
             )
         return {"text": interactions.text}
 

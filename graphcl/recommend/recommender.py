@@ -219,6 +219,8 @@ class Recommender(nn.Module, ABC):
                 f"{val.name}: num_items is {val.num_items}, but {train.name} has "
                 f"{train.num_items}: number the items of both alike"
             )
+        else:
+            val.validate()
         config = self.config
         batches = TrainingBatches(train, config.length, config.batch_size, config.seed)
         held_out = Histories.held_out(val, train)
@@ -316,20 +318,26 @@ class Recommender(nn.Module, ABC):
             history: Items, oldest first, any number of which the last ``length`` are read; or
                 interactions with these items.
             k: How many.
-            time: Seconds since 1970 of the events of one history, for a method that reads times;
-                interactions have their own.
+            time: Seconds since 1970 of the events of one history, for a method that reads times and
+                ranks worse without; interactions have their own.
             now: When the next item is asked for; by default right after the last event.
             exclude_seen: Whether to leave out what is in the history.
 
         Raises:
             GraphCLError: Nothing was trained yet, or an item is not in the catalogue.
             DataError: The times are not one per event or not in order, or now is before one or
-                comes without them.
+                comes without them; or the interactions break a rule or number the items otherwise.
         """
         if not self.num_items:
             raise GraphCLError(f"{type(self).__name__} has no weights yet; call fit or load first")
         several = isinstance(history, Interactions)
-        events = history if isinstance(history, Interactions) else _one_history(history, time)
+        if isinstance(history, Interactions):
+            if time is not None:
+                raise DataError("rank: interactions have times of their own; leave out time")
+            events = history.validate()
+            self._check_names(events)
+        else:
+            events = _one_history(history, time)
         check_history("rank", events.item, self.num_items)
         asked = Histories.of_users(events, known=several)
         if now is not None and asked.time is None and len(events.item):
@@ -343,6 +351,18 @@ class Recommender(nn.Module, ABC):
             asked = replace(asked, time=torch.full_like(asked.time, now))
         items, scores = top_k(self.scores(asked), k, asked.seen if exclude_seen else None)
         return (items, scores) if several else (items[0], scores[0])
+
+    def _check_names(self, interactions: Interactions) -> None:
+        """Refuse interactions whose items have other numbers than in training."""
+        ours, theirs = self.item_name, interactions.item_name
+        if ours is None or theirs is None:
+            return
+        for item, (own, other) in enumerate(zip(ours, theirs, strict=False)):
+            if own != other:
+                raise DataError(
+                    f"{interactions.name}: item {item} is {other!r}, and in training it was "
+                    f"{own!r}: number the items alike, item_name.index gives a name's number"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write configuration, catalogue and weights to a ``.safetensors`` file."""
@@ -386,11 +406,8 @@ def _one_history(
     history: Tensor | Sequence[int], time: Tensor | Sequence[int] | None
 ) -> Interactions:
     """Return the events of somebody unknown."""
-    item = torch.as_tensor(history).flatten()
-    if len(item) and (item.is_floating_point() or item.dtype == torch.bool):
-        raise GraphCLError(f"rank: history holds {item.dtype}; pass items' numbers as integers")
-    item = item.long()
-    seconds = None if time is None else torch.as_tensor(time, dtype=torch.int64).flatten()
+    item = _integers("history", history, "items' numbers")
+    seconds = None if time is None else _integers("time", time, "seconds since 1970")
     if seconds is not None and len(seconds) != len(item):
         raise DataError(
             f"rank: {len(seconds)} times of {len(item)} events; pass one for each, or none"
@@ -401,3 +418,18 @@ def _one_history(
         return Interactions("history", torch.zeros_like(item), item, 1, highest)
     events = Interactions("history", torch.zeros_like(item), item, 1, highest, time=seconds)
     return events.validate()
+
+
+def _integers(name: str, values: Tensor | Sequence[int], what: str) -> Tensor:
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise GraphCLError(f"rank: {name} is no list of integers; pass {what}") from None
+    if found.dim() != 1:
+        raise GraphCLError(
+            f"rank: {name} has shape {list(found.shape)}; pass {what} of one history, or "
+            "interactions for several"
+        )
+    if len(found) and (found.is_floating_point() or found.dtype == torch.bool):
+        raise GraphCLError(f"rank: {name} holds {found.dtype}; pass {what} as integers")
+    return found.long()

@@ -62,6 +62,26 @@ def evaluated(grid, partition: int, server_round: int = 2) -> dict[str, float]:
     return dict(grid.replies["evaluate", server_round, partition].content["metrics"])
 
 
+def test_a_penalty_leaves_the_items_that_a_client_does_not_offer(shops, tmp_path):
+    settings = {"train.weight_decay": 0.1, "data.interactions.catalogue": 0.5}
+    experiment = shops("fedavg", tmp_path / "run", **settings)
+    learner = RecommendLearner(experiment, 0)
+    network, offered = learner.model.network, learner.platform.offered
+    before = network.item.weight.detach().clone()
+    others = {name: w.detach().clone() for name, w in network.named_parameters()}
+    learner.fit(lambda forward: {})
+    after = network.item.weight.detach()
+    assert torch.equal(after[~offered], before[~offered])
+    assert not torch.equal(after[offered], before[offered])
+    assert all(not torch.equal(w, others[name]) for name, w in network.named_parameters())
+
+
+def test_sessions_end_after_the_pause_that_the_file_names(shops, tmp_path):
+    settings = {"recommend.method": "slsrec", "recommend.gap": 1800}
+    learner = RecommendLearner(shops("fedavg", tmp_path / "run", **settings), 0)
+    assert learner.model.network.config.gap == 1800
+
+
 # Every algorithm, on platforms and on dealt users.
 
 

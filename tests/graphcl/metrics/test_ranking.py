@@ -188,6 +188,13 @@ def test_a_million_items_are_ranked_for_64_users_in_blocks():
     assert ranks[7].item() == pytest.approx(1 + (whole > whole[target[7]]).sum().item(), abs=2)
 
 
+def test_however_few_items_there_are_few_users_are_read_together():
+    scores = dot_scores(torch.randn(3000, 2), torch.randn(5, 2))
+    sizes = [users.stop - users.start for users, _ in scores.blocks(2**22)]
+    assert sum(sizes) == 3000
+    assert max(sizes) == 1024
+
+
 def test_metrics_are_those_of_a_loop():
     ranks = torch.tensor([1.0, 2.5, 10.0, 11.0, 400.0], dtype=torch.float64)
     assert hit_ratio(ranks, 10) == pytest.approx(3 / 5)

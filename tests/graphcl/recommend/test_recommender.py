@@ -219,6 +219,52 @@ def test_bad_input_is_refused_by_its_place(model: Recommender, interactions: Int
         RecommenderConfig(hidden_channels=5)
 
 
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ([[1, 2], [3, 4]], r"shape \[2, 2\]; pass items' numbers of one history"),
+        ([[1, 2], [3]], "no list of integers"),
+        (["a"], "no list of integers"),
+        ([10**30], "no list of integers"),
+        (None, "no list of integers"),
+        (3, r"shape \[\]"),
+    ],
+)
+def test_what_is_no_history_is_refused(history, message) -> None:
+    model = small(SASRec).start(simulate_interactions(30, 40).interactions)
+    with pytest.raises(GraphCLError, match=message):
+        model.rank(history)
+    with pytest.raises(GraphCLError, match=r"time holds torch\.float32"):
+        model.rank([1, 2], time=[1.5, 2.9])  # type: ignore[list-item]
+
+
+def test_interactions_are_those_that_the_model_knows(
+    model: Recommender, interactions: Interactions
+) -> None:
+    with pytest.raises(DataError, match="have times of their own; leave out time"):
+        model.rank(interactions, time=[1])
+    item, user = interactions.item.flip(0), interactions.user.flip(0)
+    backwards = replace(interactions, item=item, user=user)
+    with pytest.raises(DataError, match="user"):
+        model.rank(backwards)
+    nothing = replace(
+        interactions, user=interactions.user[:0], item=interactions.item[:0], time=torch.arange(0)
+    )
+    with pytest.raises(DataError, match="there is no interaction"):
+        model.rank(nothing, k=3)
+    with pytest.raises(DataError, match="there is no interaction"):
+        small(type(model)).fit(interactions, nothing)
+
+
+def test_items_with_other_numbers_are_refused_by_the_first(interactions: Interactions) -> None:
+    names = ("", *(f"i{item}" for item in range(1, 61)))
+    model = small(SASRec).start(replace(interactions, item_name=names))
+    assert model.rank(interactions, k=2)[0].shape == (300, 2)  # without names there is nothing
+    moved = replace(interactions, name="today", item_name=("", "i2", "i1", *names[3:]))
+    with pytest.raises(DataError, match="today: item 1 is 'i2', and in training it was 'i1'"):
+        model.rank(moved)
+
+
 def test_an_empty_history_may_have_no_times_either(model: Recommender) -> None:
     for now in (None, 90):
         items, scores = model.rank([], k=4, time=[], now=now)
