@@ -69,6 +69,7 @@ class Health(BaseModel):
     status: str = "ok"
     method: str
     items: int
+    reads_times: Annotated[bool, Field(description="Whether it ranks worse without times")]
 
 
 def create_app(model: Recommender) -> FastAPI:
@@ -81,7 +82,11 @@ def create_app(model: Recommender) -> FastAPI:
 
     @app.get("/health")
     def health() -> Health:
-        return Health(method=type(model).__name__, items=model.num_items)
+        return Health(
+            method=type(model).__name__,
+            items=model.num_items,
+            reads_times=model.reads_times and bool(model.timed),
+        )
 
     @app.post("/rank")
     def rank(asked: Asked) -> Ranked:

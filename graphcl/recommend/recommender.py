@@ -1,5 +1,6 @@
 """What every sequential recommender shares: fit, rank, files."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -92,8 +93,10 @@ class Recommender(nn.Module, ABC):
     """
 
     config_type: ClassVar[type] = RecommenderConfig
+    reads_times: ClassVar[bool] = False
     config: RecommenderConfig
     count: Tensor  # [num_items + 1], how often each item was taken in training
+    timed: Tensor  # whether the training data had times, bool
 
     def __init__(self, config: Any = None):
         super().__init__()
@@ -179,8 +182,9 @@ class Recommender(nn.Module, ABC):
         """Draw the first weights for the users and items of some training data."""
         seed_everything(self.config.seed, "recommender")
         features = self.features(interactions)
-        count = interactions.item.bincount(minlength=interactions.num_items + 1)
-        self._create(interactions.num_users, interactions.num_items, {**features, "count": count})
+        features["count"] = interactions.item.bincount(minlength=interactions.num_items + 1)
+        features["timed"] = torch.tensor(interactions.time is not None)
+        self._create(interactions.num_users, interactions.num_items, features)
         self.item_name = interactions.item_name
         return self.eval()
 
@@ -339,6 +343,12 @@ class Recommender(nn.Module, ABC):
         else:
             events = _one_history(history, time)
         check_history("rank", events.item, self.num_items)
+        if self.reads_times and self.timed and events.time is None and len(events.item):
+            warnings.warn(
+                f"{type(self).__name__} was trained with times and ranks worse without: pass the "
+                "events' times",
+                stacklevel=3,  # of whoever called, past torch.no_grad
+            )
         asked = Histories.of_users(events, known=several)
         if now is not None and asked.time is None and len(events.item):
             raise DataError("rank: now tells nothing without times of the events; pass these, too")

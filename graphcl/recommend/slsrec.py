@@ -143,6 +143,7 @@ class SLSRec(Recommender):
     """
 
     config_type: ClassVar[type] = SLSRecConfig
+    reads_times: ClassVar[bool] = True
     config: SLSRecConfig
 
     @property

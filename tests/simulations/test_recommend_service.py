@@ -134,7 +134,7 @@ def test_times_go_with_a_history(model):
 
 def test_health_says_what_is_served(model):
     answer = ask(model, "GET", "/health").json()
-    assert answer == {"status": "ok", "method": "SASRec", "items": 40}
+    assert answer == {"status": "ok", "method": "SASRec", "items": 40, "reads_times": False}
 
 
 def test_no_page_loads_anything_from_elsewhere(model):

@@ -1,5 +1,6 @@
 """What every recommender keeps to: causal, blind to padding, the same again from its file."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,6 +255,24 @@ def test_interactions_are_those_that_the_model_knows(
         model.rank(nothing, k=3)
     with pytest.raises(DataError, match="there is no interaction"):
         small(type(model)).fit(interactions, nothing)
+
+
+@pytest.mark.parametrize("method", [SASRec, SLSRec])
+def test_who_reads_times_asks_for_them(interactions: Interactions, method, tmp_path: Path) -> None:
+    """Alone where the training data had times, and a saved model asks, too."""
+    small(method).start(interactions).save(tmp_path / "model.safetensors")
+    timed, timeless = method.load(tmp_path / "model.safetensors"), small(method)
+    timeless.start(replace(interactions, time=None))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        timed.rank([1, 2], time=[60, 90])
+        timed.rank([])
+        timeless.rank([1, 2])
+        assert not told
+        timed.rank([1, 2])
+    assert len(told) == (method is SLSRec)
+    assert all("pass the events' times" in str(one.message) for one in told)
+    assert all(one.filename == __file__ for one in told)
 
 
 def test_items_with_other_numbers_are_refused_by_the_first(interactions: Interactions) -> None:
