@@ -164,7 +164,7 @@ def serve(
     from graphcl.recommend import load_recommender
     from simulations.recommend_service import create_app
 
-    service = create_app(load_recommender(model))
+    service = create_app(load_recommender(model).freeze())
     torch.set_num_threads(1)  # requests run beside one another
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

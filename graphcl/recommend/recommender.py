@@ -104,6 +104,7 @@ class Recommender(nn.Module, ABC):
         self.num_users = self.num_items = 0
         self.item_name: tuple[str, ...] | None = None
         self.offered: Tensor | None = None
+        self._frozen: Callable[[Sequences], Tensor] | None = None
 
     @abstractmethod
     def build(self, features: dict[str, Tensor]) -> None:
@@ -278,7 +279,7 @@ class Recommender(nn.Module, ABC):
         What is not offered scores minus infinity; see :meth:`ranks`.
         """
         self.eval()
-        score = self.scorer()
+        score = self._frozen or self.scorer()
 
         def block(cases: slice) -> Tensor:
             batch = histories.batch(cases, self.config.length)
@@ -300,6 +301,23 @@ class Recommender(nn.Module, ABC):
         """
         items = self.item_vectors()
         return lambda batch: self.states(batch, last=True)[:, 0] @ items.T
+
+    @torch.no_grad()
+    def freeze(self) -> Self:
+        """Compute once what rankings read of the items, until the model is trained further.
+
+        Where many histories are asked for one at a time, that is most of the work. Weights that
+        are loaded into the model afterwards are not seen: freeze it again.
+        """
+        self.eval()
+        self._frozen = self.scorer()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; in that of training nothing is frozen."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
 
     @torch.no_grad()
     def rank(

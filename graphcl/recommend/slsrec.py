@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcl.contrast import bpr, elementwise_triplet
+from graphcl.datasets import Interactions
 from graphcl.errors import check_fields
 from graphcl.recommend.attention import PairScore, SessionAttention, perceptron
 from graphcl.recommend.baselines import item_table
@@ -114,9 +115,10 @@ class SLSRec(Recommender):
     weighs the two, and contrast draws each to the mean of what it stands for and away from the
     other's.  Everything is computed after all events at once.
 
-    Somebody unknown, or with a number beyond those of the training data, is looked up in row 0 of
-    ``user_long`` and ``user_short``, which a tenth of the rows in training are given.  These two
-    tables are all that is one user's own: a federation may keep them at home.
+    Somebody unknown, with a number beyond those of the training data, or of whom these have no two
+    events in order, is looked up in row 0 of ``user_long`` and ``user_short``, which a tenth of the
+    rows in training are given.  These two tables are all that is one user's own: a federation may
+    keep them at home.
 
     The time at which the next item is asked for is read too, as in CLSR.  Under evaluation that is
     the time of the held-out event, which tells, for one, whether the session goes on: models that
@@ -146,9 +148,15 @@ class SLSRec(Recommender):
     reads_times: ClassVar[bool] = True
     config: SLSRecConfig
 
+    learned: Tensor  # [num_users + 1], who gave a pair of events to learn from, bool
+
     @property
     def scores_by_product(self) -> bool:
         return self.config.mode == "retrieval"
+
+    def features(self, interactions: Interactions) -> dict[str, Tensor]:
+        pairs = interactions.user.bincount(minlength=interactions.num_users) > 1
+        return {"learned": torch.cat([pairs.new_zeros(1), pairs])}
 
     def build(self, features: dict[str, Tensor]) -> None:
         width = self.config.hidden_channels
@@ -238,6 +246,7 @@ class SLSRec(Recommender):
             asked: int64 ``[a]``, numbers of these events as :class:`Sessions` gives them.
         """
         users = batch.user * (batch.user <= self.num_users)
+        users = users * self.learned[users]
         if self.training:
             users = users * (torch.rand(len(users)) >= _UNKNOWN).to(users)
         x = self.dropout(self.item(batch.item[batch.mask]))

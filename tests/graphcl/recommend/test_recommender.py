@@ -1,6 +1,7 @@
 """What every recommender keeps to: causal, blind to padding, the same again from its file."""
 
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,6 +256,26 @@ def test_interactions_are_those_that_the_model_knows(
         model.rank(nothing, k=3)
     with pytest.raises(DataError, match="there is no interaction"):
         small(type(model)).fit(interactions, nothing)
+
+
+def test_a_frozen_model_ranks_as_before_until_it_is_trained_further(
+    model: Recommender, interactions: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = deepcopy(model)
+    before = model.rank(interactions, k=5)
+    calls, scorer = [], type(model).scorer
+    monkeypatch.setattr(type(model), "scorer", lambda own: calls.append(own) or scorer(own))
+    assert model.freeze() is model
+    frozen = [model.rank(interactions, k=5) for _ in range(3)][-1]
+    assert len(calls) == 1
+    assert frozen[0].equal(before[0])
+    assert frozen[1].equal(before[1])
+    model.train()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    assert not model.rank(interactions, k=5)[1].equal(before[1])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("method", [SASRec, SLSRec])

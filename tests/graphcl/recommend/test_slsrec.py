@@ -295,6 +295,25 @@ def test_somebody_unknown_is_row_zero_and_so_is_a_number_beyond_the_training_dat
     torch.testing.assert_close(score, scores)
 
 
+def test_who_gave_nothing_to_learn_from_is_row_zero_too() -> None:
+    """A user with one event in training has a row that no step has moved."""
+    item = torch.tensor([1, 2, 3, 4, 2, 3])
+    user = torch.tensor([0, 0, 0, 1, 2, 2])
+    events = Interactions("few", user, item, 3, 5, time=torch.arange(6))
+    model = SLSRec(SLSRecConfig(hidden_channels=8, gap=10)).start(events)
+    items, scores = model.rank(events, k=4)
+    with torch.no_grad():
+        model.user_long.weight[2] += 1
+        model.user_short.weight[2] += 1
+    again = model.rank(events, k=4)
+    assert torch.equal(again[0], items)
+    assert torch.equal(again[1], scores)
+    with torch.no_grad():
+        model.user_long.weight[1] += 1
+        model.user_short.weight[1] += 1
+    assert not torch.equal(model.rank(events, k=4)[1][0], scores[0])
+
+
 @pytest.mark.parametrize("mode", [{}, CANDIDATES])
 def test_a_file_gives_the_same_ranks(
     interactions: Interactions, mode: dict[str, Any], tmp_path: Path
