@@ -153,39 +153,45 @@ def _evaluate(experiments: list["ProbeExperiment"], leaking: bool, out: Path) ->
     finally:  # what was finished before an interruption is shown, and is on disk
         if found:
             terminal.console.print(_table(found))
+            if leaking:
+                terminal.console.print(_leaking_table(found))
             terminal.say(f"Results: [bold]{escape(str(out))}[/bold]")
 
 
 def _table(found: list["Probed"]) -> Table:
-    from simulations.probe import by_split, leaking_by_split
+    from simulations.probe import by_split
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("probe", no_wrap=True)
-    table.add_column("splits")
-    for name in ("accuracy %", "untrained %"):
-        table.add_column(name, min_width=len("99.99 ± 9.99"))
+    for name in ("probe", "splits", "accuracy %", "untrained %"):
+        table.add_column(name, no_wrap=True)
     seeded = any(len(probed.results) > 1 for probed in found)
     if seeded:
         table.add_column("seeds %", no_wrap=True)
-    leaking = any(leaking_by_split(probed.results) is not None for probed in found)
-    if leaking:
-        table.add_column("leaking %")
-        table.add_column("leaking, untrained %")
     judged = any(probed.policy_auc is not None for probed in found)
     if judged:
-        table.add_column("policy AUC %")
+        table.add_column("AUC %", no_wrap=True)
     for probed in found:
         both = (probed.results, probed.untrained)
         row = [_with_interval(by_split(probes)) for probes in both]
         if seeded:
             means = [100 * result.mean for result in probed.results]
             row.append(f"{min(means):.1f}–{max(means):.1f}" if len(means) > 1 else "-")  # noqa: RUF001
-        if leaking:
-            leaked = [leaking_by_split(probes) for probes in both]
-            row += ["-" if each is None else f"{100 * each.mean():.2f}" for each in leaked]
         if judged:
             row.append("-" if probed.policy_auc is None else f"{100 * probed.policy_auc:.0f}")
         table.add_row(probed.experiment.probe.name, probed.experiment.probe.splits, *row)
+    return table
+
+
+def _leaking_table(found: list["Probed"]) -> Table:
+    from simulations.probe import leaking_by_split
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("leaking: epoch by test nodes", "accuracy %", "untrained %"):
+        table.add_column(name, no_wrap=True)
+    for probed in found:
+        leaked = [leaking_by_split(probes) for probes in (probed.results, probed.untrained)]
+        figures = ["-" if each is None else f"{100 * each.mean():.2f}" for each in leaked]
+        table.add_row(probed.experiment.probe.name, *figures)
     return table
 
 
