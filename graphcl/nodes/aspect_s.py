@@ -8,12 +8,13 @@ bound on features in units of their standard deviation, the sensitivity by the c
 enters the policy's target, and the adversarial term of the loss. This is not a reproduction.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from graphcl.contrast import info_nce
 from graphcl.nodes.aspect import ASPECT, ASPECTConfig, View
@@ -91,14 +92,12 @@ class ASPECTS(ASPECT):
         self._steps = 0
         self._attacked: AttackedNodes | None = None
 
-    def optimize(
-        self,
-        batches: Iterable[PreparedGraph],
-        optimizer: torch.optim.Optimizer,
-        on_epoch: Callable[[int, dict[str, float]], None] | None,
-    ) -> None:
-        super().optimize(batches, optimizer, on_epoch)
+    def fit(
+        self, data: Data, on_epoch: Callable[[int, dict[str, float]], None] | None = None
+    ) -> Self:
+        super().fit(data, on_epoch)
         self._attacked = None  # it holds the training graph
+        return self
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)

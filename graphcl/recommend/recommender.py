@@ -383,7 +383,7 @@ class Recommender(nn.Module, ABC):
     def _check_names(self, interactions: Interactions) -> None:
         """Refuse interactions whose items have other numbers than in training."""
         ours, theirs = self.item_name, interactions.item_name
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or ours == theirs:
             return
         for item, (own, other) in enumerate(zip(ours, theirs, strict=False)):
             if own != other:

@@ -161,6 +161,14 @@ def test_the_seed_decides_everything(interactions: Interactions) -> None:
     assert one.equal(two)
 
 
+def test_the_callers_own_random_numbers_stay(interactions: Interactions) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    small(SASRec).fit(interactions)
+    assert torch.rand(4).equal(expected)
+
+
 def test_shared_negatives_learn_too(interactions: Interactions) -> None:
     config = RecommenderConfig(hidden_channels=16, epochs=4, learning_rate=1e-2, negatives=30)
     split = interactions.leave_one_out()
