@@ -76,13 +76,13 @@ def contrastive_loss(
         >>> contrastive_loss(queries, keys, target=PositiveIndex(torch.tensor([0, 1])))
         tensor(0.2395)
     """
-    n, m = _check_sides(queries, keys)
-    _check_settings(score, block_size, reduction)
+    n, m = check_sides(queries, keys)
+    check_settings(score, block_size, reduction)
     wanted = as_pair_weights(target, n, m, "target")
     allowed = None if candidates is None else as_pair_weights(candidates, n, m, "candidates")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
     tau = _temperature(temperature, queries.device, dtype)
-    weight = _sample_weight(sample_weight, queries, dtype)
+    weight = row_weights(sample_weight, queries, dtype)
 
     # Autocast would compute the tiles in half precision, where exp(1 / 0.05) has no room.
     with torch.autocast(queries.device.type, enabled=False):
@@ -96,7 +96,7 @@ def contrastive_loss(
                 loss, counts, _, _ = _rows(how.logits(q, k, tau), wanted, allowed, slice(0, n))
             else:
                 loss, counts = _Blocked.apply(q, k, tau, how, wanted, allowed, block_size)
-        return _reduce(loss, counts, weight, reduction)
+        return reduce_rows(loss, counts, weight, reduction)
 
 
 def _rows(
@@ -185,7 +185,10 @@ class _Blocked(torch.autograd.Function):
         return grad_queries, grad_keys, grad_tau, None, None, None, None
 
 
-def _reduce(loss: Tensor, counts: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def reduce_rows(
+    loss: Tensor, counts: Tensor, weight: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """Return the weighted mean or sum of the losses ``[N]`` that count, or each of them."""
     used = counts.to(loss) if weight is None else torch.where(counts, weight, 0)
     weighted = used * loss
     if reduction == "none":
@@ -196,7 +199,8 @@ def _reduce(loss: Tensor, counts: Tensor, weight: Tensor | None, reduction: Redu
     return weighted.sum() / torch.where(total > 0, total, 1)
 
 
-def _check_sides(queries: Tensor, keys: Tensor) -> tuple[int, int]:
+def check_sides(queries: Tensor, keys: Tensor) -> tuple[int, int]:
+    """Refuse what are not two matrices of floats, alike in width and device; return their rows."""
     for name, side in (("queries", queries), ("keys", keys)):
         if side.dim() != 2 or not side.is_floating_point():
             raise GraphCLError(
@@ -216,7 +220,8 @@ def _check_sides(queries: Tensor, keys: Tensor) -> tuple[int, int]:
     return len(queries), len(keys)
 
 
-def _check_settings(score: str, block_size: int | None, reduction: str) -> None:
+def check_settings(score: str, block_size: int | None, reduction: str) -> None:
+    """Refuse settings that do not exist."""
     if score not in SCORES:
         raise GraphCLError(
             f"contrastive_loss: unknown score {score!r}; use one of {', '.join(SCORES)}"
@@ -245,7 +250,8 @@ def _temperature(temperature: float | Tensor, device: torch.device, dtype: torch
     return tau.reshape(())
 
 
-def _sample_weight(weight: Tensor | None, queries: Tensor, dtype: torch.dtype) -> Tensor | None:
+def row_weights(weight: Tensor | None, queries: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the sample weights ``[N]`` in type and place of the losses; refuse negative ones."""
     if weight is None:
         return None
     if weight.shape != (len(queries),):

@@ -66,7 +66,7 @@ class Cosine(Dot):
 
     def prepare(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return both sides at length one."""
-        return _directions(queries), _directions(keys)
+        return directions(queries), directions(keys)
 
 
 class Euclidean(Score):
@@ -104,7 +104,8 @@ class Euclidean(Score):
         return pull.sum(1, keepdim=True) * queries - pull @ keys
 
 
-def _directions(vectors: Tensor) -> Tensor:
+def directions(vectors: Tensor) -> Tensor:
+    """Return the rows ``[N, D]`` at length one, and zero where they have no direction."""
     squares = vectors.square().sum(1, keepdim=True)
     alive = squares > _SHORTEST**2
     # The inner `where` keeps 1/0 out of the backward pass, which the outer one alone would not.

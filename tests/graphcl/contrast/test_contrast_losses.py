@@ -68,6 +68,34 @@ def test_info_nce_equals_the_paper(intra: bool, symmetric: bool, block: int | No
     assert_same(actual, expected, (z1, z2))
 
 
+@pytest.mark.parametrize("block", [512, 100])
+def test_info_nce_in_halved_tiles_equals_all_pairs_at_once(block: int) -> None:
+    # Three tiles of rows; with 512 they are kept for the way back, with 100 computed anew.
+    z1, z2 = doubles(150, 3), doubles(150, 3)
+    with torch.no_grad():
+        z1[7], z2[3] = 0, 0
+    weight = torch.rand(150, dtype=torch.float64)
+    for temperature in (0.025, 0.5):
+        settings: dict[str, Any] = {"temperature": temperature, "sample_weight": weight}
+        actual = info_nce(z1, z2, block_size=block, **settings)
+        assert_same(actual, info_nce(z1, z2, block_size=None, **settings), (z1, z2))
+
+
+def test_info_nce_has_room_in_single_precision_at_low_temperatures() -> None:
+    # All nodes alike, and two nodes that are opposite in both views: the extremes of the scores.
+    alike = torch.ones(300, 4).requires_grad_()
+    opposite = torch.tensor([[1.0], [-1.0]]).requires_grad_()
+    for z, temperature, expected in (
+        (alike, 0.025, math.log(2 * len(alike) - 1)),
+        (opposite, 0.025, math.log1p(2 * math.exp(-80))),
+        (opposite, 0.01, math.log1p(2 * math.exp(-200))),
+    ):
+        loss = info_nce(z, z, temperature=temperature)
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+        (grad,) = torch.autograd.grad(loss, z)
+        assert grad.isfinite().all()
+
+
 def test_info_nce_does_not_count_a_node_against_itself() -> None:
     # Orthogonal nodes, equal views: the one positive at 1 / tau, and per view n - 1 pairs at 0.
     n, tau = 4, 0.5
