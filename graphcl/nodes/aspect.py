@@ -30,7 +30,8 @@ from graphcl.nodes.method import (
 )
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import PreparedGraph, prepare
-from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator
+from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator, filter_polynomial
+from graphcl.spectral.sparse import block_width
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,35 @@ class SpectralEncoder(nn.Module):
     ) -> View:
         """Return the low- and the high-frequency embedding of all nodes, or of ``nodes [n]``."""
         x = drop(x, self.config.drop_features, self.training)
-        # The linear map first: it commutes with the filter and makes it narrower.
-        narrow = linear(x, self.low.weight), linear(x, self.high.weight)
-        low, high = self.filters(operator, *narrow, nodes)
-        scale = self.config.input_scale
-        return View(
-            self.activation(torch.add(self.low.bias, low, alpha=scale)),
-            self.activation(torch.add(self.high.bias, high, alpha=scale)),
+        coefficients = self.filters.coefficients().unbind(1)
+        low, high = (
+            self._channel(x, operator, nodes, layer, column)
+            for layer, column in zip((self.low, self.high), coefficients, strict=True)
         )
+        return View(low, high)
+
+    def _channel(
+        self,
+        x: Features,
+        operator: SymmetricOperator | Tensor,
+        nodes: Tensor | None,
+        layer: nn.Linear,
+        coefficients: Tensor,
+    ) -> Tensor:
+        # The linear map first: it commutes with the filter and makes it narrower. And for a few
+        # columns at a time, which go from the one to the other within the cache.
+        width = block_width(len(x), layer.out_features, layer.weight.device)
+        filtered = torch.cat(
+            [
+                filter_polynomial(operator, linear(x, weight), coefficients, nodes)
+                for weight in layer.weight.split(width)
+            ],
+            1,
+        )
+        activated: Tensor = self.activation(
+            torch.add(layer.bias, filtered, alpha=self.config.input_scale)
+        )
+        return activated
 
     def shares_of(self, low: Tensor, high: Tensor) -> Tensor:
         """Return what every node takes of each channel, ``[N, 2]``, column 0 low."""

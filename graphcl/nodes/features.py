@@ -153,7 +153,7 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return product(ctx.x.transposed, grads[0]).t(), None
+        return product(ctx.x.transposed, grads[0]).t().contiguous(), None
 
 
 def _csr(ends: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -32,10 +32,13 @@ class SpectralPolicy(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Return the share of each channel for every node."""
-        # One layer on both channels side by side, without a copy of them side by side.
-        low_weight, high_weight = self.hidden.weight.chunk(2, dim=1)
-        hidden = F.linear(F.normalize(low, dim=-1), low_weight, self.hidden.bias)
-        hidden = hidden + F.linear(F.normalize(high, dim=-1), high_weight)
+        # One layer on the directions of both channels, divided by their lengths after the product,
+        # where the rows are shorter.
+        weights = self.hidden.weight.chunk(2, dim=1)
+        hidden = self.hidden.bias + sum(
+            F.linear(part, weight) / part.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            for part, weight in zip((low, high), weights, strict=True)
+        )
         return self.shares(hidden.relu()).softmax(-1)
 
 

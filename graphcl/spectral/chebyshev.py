@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphcl.errors import GraphCLError
 from graphcl.spectral.operators import SymmetricOperator, check_product
-from graphcl.spectral.sparse import column_blocks, product
+from graphcl.spectral.sparse import column_blocks, multiplier
 
 
 def chebyshev_nodes(order: int) -> Tensor:
@@ -137,10 +137,11 @@ class _Polynomial(torch.autograd.Function):
         shape = coefficients.size(1), len(v) if nodes is None else len(nodes), v.size(1)
         out, factors = v.new_zeros(shape), coefficients.tolist()
         for block in column_blocks(v):
-            terms = _terms(operator, _copy(v[:, block]), len(factors))
+            totals = out[..., block].unbind(0)
+            terms = _terms(operator, v[:, block].contiguous(), len(factors))
             for row, term in zip(factors, terms, strict=True):
                 rows = term if nodes is None else term.index_select(0, nodes)
-                for total, factor in zip(out[..., block], row, strict=True):
+                for total, factor in zip(totals, row, strict=True):
                     total.add_(rows, alpha=factor)
         return out
 
@@ -160,7 +161,7 @@ class _Polynomial(torch.autograd.Function):
             flat, total = columns.view(-1), torch.zeros_like(columns)
             for g, part in enumerate(grad[..., block]):
                 if nodes is None:
-                    start = _copy(part)
+                    start = part.contiguous()
                 else:
                     start = torch.zeros_like(columns).index_add_(0, nodes, part)
                 found = []
@@ -171,7 +172,9 @@ class _Polynomial(torch.autograd.Function):
                         found.append(flat.dot(term.view(-1)))
                 if slopes is not None:
                     slopes[:, g] += torch.stack(found)
-            if grad_v is not None:
+            if grad_v is not None and total.shape == v.shape:
+                grad_v = total
+            elif grad_v is not None:
                 grad_v[:, block] = total
         return None, grad_v, slopes, None
 
@@ -195,23 +198,17 @@ def _gradients_on_record(
     )
 
 
-def _copy(v: Tensor) -> Tensor:
-    return v.clone(memory_format=torch.contiguous_format)
-
-
 def _terms(operator: SymmetricOperator, v: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield ``T_0 v .. T_{count-1} v`` in two buffers, ``v`` and another.
-
-    Each term is overwritten two steps later.
-    """
+    """Yield ``T_0 v .. T_{count-1} v``."""
     yield v
     if count < 2:
         return
-    before, term = v, product(operator.matrix, v)
+    before, term = v, multiplier(operator.matrix, v)(v)
     yield term
+    twice = multiplier(operator.twice, v)
     for _ in range(count - 2):
-        step = product(operator.twice, term)
-        before, term = term, torch.sub(step, before, out=before)
+        step = twice(term)
+        before, term = term, step.sub_(before)
         yield term
 
 

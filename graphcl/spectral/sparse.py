@@ -1,11 +1,10 @@
 """How this package builds torch's sparse CSR matrices, and multiplies with them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 CACHED = 2**17  # numbers in a block of columns, half a megabyte
@@ -47,37 +46,40 @@ def product(matrix: Tensor, x: Tensor) -> Tensor:
     Shapes:
         matrix: CSR or dense, ``[N, M]``; x: ``[M, D]``. Returns ``[N, D]``.
     """
-    sparse = matrix.layout == torch.sparse_csr
-    if not sparse or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
-        return matrix @ x
-    blocks = column_blocks(x)
+    blocks, multiply = column_blocks(x), multiplier(matrix, x)
     if len(blocks) == 1:
-        return _bag(matrix, x)
+        return multiply(x.contiguous())
     out = x.new_empty(matrix.size(0), x.size(1))
     for block in blocks:
-        out[:, block] = _bag(matrix, x[:, block])
+        out[:, block] = multiply(x[:, block].contiguous())
     return out
 
 
-def _bag(matrix: Tensor, x: Tensor) -> Tensor:
-    return F.embedding_bag(
-        matrix.col_indices(),
-        x.contiguous(),
-        matrix.crow_indices(),
-        mode="sum",
-        per_sample_weights=matrix.values(),
-        include_last_offset=True,
-    )
+def multiplier(matrix: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what multiplies ``matrix [N, M]`` with one block of the columns of ``x [M, D]``."""
+    sparse = matrix.layout == torch.sparse_csr
+    if not sparse or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+        return matrix.matmul
+    columns, ends, values = matrix.col_indices(), matrix.crow_indices(), matrix.values()
+    # The arguments: by frequency, mode "sum", sparse gradient, weights, the last end is there.
+    return lambda block: torch.embedding_bag(block, columns, ends, False, 0, False, values, True)[0]
 
 
 def column_blocks(x: Tensor) -> list[slice]:
-    """Return the columns of ``x [N, D]``, few at a time; on another device than a CPU all at once.
+    """Return the columns of ``x [N, D]``, as many at a time as :func:`block_width` says."""
+    many = x.size(1)
+    step = block_width(len(x), many, x.device)
+    return [slice(start, start + step) for start in range(0, many, step)]
+
+
+def block_width(rows: int, columns: int, device: torch.device) -> int:
+    """Return how many columns of a matrix to multiply at a time; all on another device than a CPU.
 
     Columns do not mix: a product of so few stays in a core's own cache.
     """
-    many = x.size(1)
-    step = max(LEAST_COLUMNS, CACHED // max(1, len(x))) if x.device.type == "cpu" else max(1, many)
-    return [slice(start, start + step) for start in range(0, many, step)]
+    if device.type != "cpu":
+        return max(1, columns)
+    return max(LEAST_COLUMNS, CACHED // max(1, rows))
 
 
 def scaled(matrix: Tensor, factor: float) -> Tensor:
