@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -225,39 +226,30 @@ def _print_plan(experiment: "Experiment", clients: "Clients", directory: Path) -
 
 def _print_outcomes(outcomes: "list[Outcome]", scores: "Sequence[Score]") -> None:
     first, *others = scores
-    known = {name for outcome in outcomes for name in outcome.summary or {}}
-    shown = [first, *(s for s in others if f"test_{s.key}" in known and not s.detail)]
-    table = Table(
-        title=f"Test {first.label} at the round with the best validation {first.label}",
-        title_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
+    rows = [
+        (outcome.strategy, outcome.summary if "best_round" in (outcome.summary or {}) else None)
+        for outcome in outcomes
+    ]
+    _print_table(
+        f"Test {first.label} at the round with the best validation {first.label}",
+        {
+            first.label: partial(_measure, f"test_{first.key}"),
+            "worst client": partial(_measure, f"worst_client_{first.key}"),
+            "best round": lambda summary: str(summary["best_round"]),
+            "MB sent": lambda s: f"{(s['bytes_up'] + s['bytes_down']) / 1e6:.2f}",
+            "seconds": lambda summary: f"{summary['seconds']:.1f}",
+            "digest": lambda summary: summary["digest"],
+        },
+        rows,
     )
-    table.add_column("strategy")
-    for name in (
-        *(score.label for score in shown),
-        "worst client",
-        "best round",
-        "MB sent",
-        "seconds",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("digest", no_wrap=True)
-    for outcome in outcomes:
-        summary = outcome.summary
-        if summary is None or "best_round" not in summary:
-            table.add_row(outcome.strategy, *["-"] * (len(table.columns) - 1))
-            continue
-        table.add_row(
-            outcome.strategy,
-            *(_figure(summary.get(f"test_{score.key}")) for score in shown),
-            _figure(summary[f"worst_client_{first.key}"]),
-            str(summary["best_round"]),
-            f"{(summary['bytes_up'] + summary['bytes_down']) / 1e6:.2f}",
-            f"{summary['seconds']:.1f}",
-            summary["digest"],
+    known = {name for _, summary in rows for name in summary or {}}
+    if others := [s for s in others if f"test_{s.key}" in known and not s.detail]:
+        # A table of their own, so that both fit 80 columns.
+        _print_table(
+            "Test, in that round",
+            {s.label: partial(_measure, f"test_{s.key}") for s in others},
+            rows,
         )
-    terminal.console.print(table)
     for outcome in outcomes:
         summary = outcome.summary or {}
         if "epsilon" in summary:
@@ -272,6 +264,27 @@ def _print_outcomes(outcomes: "list[Outcome]", scores: "Sequence[Score]") -> Non
             )
         if outcome.reason:
             terminal.say(f"{outcome.strategy} was not run: it {outcome.reason}.")
+
+
+def _print_table(
+    title: str,
+    columns: "dict[str, Callable[[dict[str, Any]], str]]",
+    rows: "list[tuple[str, dict[str, Any] | None]]",
+) -> None:
+    """Print a row per strategy, from its summary; dashes where it has none."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("strategy", no_wrap=True)
+    for name in columns:
+        digest = name == "digest"
+        table.add_column(name, justify="left" if digest else "right", no_wrap=digest)
+    for strategy, summary in rows:
+        cells = ["-" if summary is None else cell(summary) for cell in columns.values()]
+        table.add_row(strategy, *cells)
+    terminal.console.print(table)
+
+
+def _measure(key: str, summary: "dict[str, Any]") -> str:
+    return _figure(summary.get(key))
 
 
 def _figure(value: float | None) -> str:

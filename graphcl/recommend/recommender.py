@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcl.datasets import Interactions
-from graphcl.errors import DataError, GraphCLError, check_fields
+from graphcl.errors import DataError, GraphCLError, check_choices, check_fields
 from graphcl.metrics.ranking import ItemScores, ndcg, rank_targets, top_k
 from graphcl.recommend.sequences import Histories, Sequences, TrainingBatches, check_history
 from graphcl.recommend.softmax import catalogue_cross_entropy, sampled_cross_entropy
@@ -59,6 +59,7 @@ class RecommenderConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         at_least_one = ("hidden_channels", "length", "batch_size", "epochs", "patience")
         check_fields(self, at_least_one, lambda v: v >= 1, "at least 1")
         check_fields(self, ("negatives", "val_events"), lambda v: v >= 0, "at least 0")

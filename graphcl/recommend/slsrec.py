@@ -68,9 +68,6 @@ class SLSRecConfig(RecommenderConfig):
         check_fields(self, weights, lambda v: v >= 0, "at least 0")
         check_fields(self, ("time_unit",), lambda v: v > 0, "above 0")
         check_fields(self, ("blend",), lambda v: v is None or 0 <= v <= 1, "0 to 1, or None")
-        check_fields(self, ("contrast",), lambda v: v in _CONTRASTS, "'bpr' or 'triplet'")
-        modes = ("retrieval", "candidates")
-        check_fields(self, ("mode",), lambda v: v in modes, "'retrieval' or 'candidates'")
 
 
 class Reading(NamedTuple):

@@ -179,11 +179,11 @@ def test_the_terminal_tells_a_run_in_the_scores_of_its_task(graphcl, monkeypatch
     assert "Test MAE at the round with the best validation MAE" in out
     assert "val 1234.500  test 40.000" in out
     table = [re.split(r"  +", line.strip()) for line in out.splitlines()]
-    header = next(row for row in table if row[0] == "strategy")
-    assert header[1:4] == ["MAE", "total error", "worst client"]
+    headers = [row for row in table if row[0] == "strategy"]
+    assert [header[1:3] for header in headers] == [["MAE", "worst client"], ["total error"]]
     largest = max(int(size) for size in re.findall(r"to (\d+) nodes", out))
-    row = next(row for row in table if row[:2] == ["feddbp", "40.0"])
-    assert row[2:4] == ["7.5000", f"{largest:.1f}"]
+    rows = [row for row in table if row[0] == "feddbp" and row[1] in ("40.0", "7.5000")]
+    assert [row[1:3] for row in rows] == [["40.0", f"{largest:.1f}"], ["7.5000"]]
     assert "accuracy" not in out
 
 

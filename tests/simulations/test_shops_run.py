@@ -27,7 +27,7 @@ def words_of(page: Path) -> str:
 
 
 def test_shops_learn_to_recommend_and_the_report_speaks_of_them(graphcl, tmp_path, monkeypatch):
-    monkeypatch.setattr(terminal, "console", terminal.Console(width=100))
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=80))
     code, out = graphcl("run", str(CONFIGS / "shops.toml"), *SMALL)
     assert code == 0, out
     said = r"fedavg over 8 clients of 5 to 5 users, 10 classes, \d+% of\s\d+ events cut; encoders"
@@ -36,7 +36,8 @@ def test_shops_learn_to_recommend_and_the_report_speaks_of_them(graphcl, tmp_pat
     found = [json.loads(path.read_text()) for path in directory.rglob("summary.json")]
     assert {one["strategy"] for one in found} == {"fedavg", "local", "pooled", "feddbp"}
     rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
-    assert ["strategy", "NDCG@10", "HR@10", "MRR", "worst client"] in [row[:5] for row in rows]
+    assert ["strategy", "NDCG@10"] in [row[:2] for row in rows]
+    assert ["strategy", "HR@10", "MRR"] in rows
     for one in found:
         assert [one["strategy"], f"{one['test_ndcg_10']:.4f}"] in [row[:2] for row in rows]
     words = words_of(directory / "report.html")

@@ -382,8 +382,8 @@ def test_without_an_event_to_ask_about_every_term_is_zero(interactions: Interact
         ({"hidden_channels": 7}, "hidden_channels is 7, must be even"),
         ({"time_unit": 0.0}, r"time_unit is 0\.0, must be above 0"),
         ({"blend": 1.5}, r"blend is 1\.5, must be 0 to 1"),
-        ({"contrast": "cosine"}, "contrast is cosine, must be 'bpr' or 'triplet'"),
-        ({"mode": "rank"}, "mode is rank, must be 'retrieval' or 'candidates'"),
+        ({"contrast": "cosine"}, "contrast is 'cosine', must be one of 'bpr', 'triplet'"),
+        ({"mode": "rank"}, "mode is 'rank', must be one of 'retrieval', 'candidates'"),
         ({"num_candidates": 0}, "num_candidates is 0, must be at least 1"),
     ],
 )
