@@ -61,7 +61,8 @@ class ASPECTConfig(MethodConfig):
         evidence_weight, evidence_temperature: Of the evidence that regularises the policy.
         num_anchors: Nodes contrasted per step, fresh in every one; memory does not grow with N².
         batch_nodes: About so many nodes, and the edges among them, in a step; 0 is the whole graph.
-        learning_rate, filter_learning_rate, weight_decay: Of Adam.
+        learning_rate, filter_learning_rate, weight_decay: Of Adam. At a ``filter_learning_rate`` of
+            0 the filters stay as they start.
         epochs: Passes over all nodes; one step each, unless there are batches.
         seed: Decides weights and views.
     """

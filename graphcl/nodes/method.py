@@ -39,7 +39,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     ),
     (
         (
-            *("warmup_steps", "weight_decay", "filter_weight_decay"),
+            *("warmup_steps", "weight_decay", "filter_weight_decay", "filter_learning_rate"),
             *("channel_weight", "evidence_weight", "rayleigh_weight", "stability_weight"),
             *("adversarial_weight", "edge_budget", "feature_bound"),
         ),
@@ -48,7 +48,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     ),
     (
         (
-            *("learning_rate", "filter_learning_rate", "temperature", "evidence_temperature"),
+            *("learning_rate", "temperature", "evidence_temperature"),
             *("input_scale", "sharpness", "cutoff"),
         ),
         lambda v: 0 < v < math.inf,

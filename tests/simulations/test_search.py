@@ -1,14 +1,17 @@
 """Tuning on validation nodes: `graphcl probe --search`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from federation.experiment import read_toml
 from graphcl.errors import GraphCLError
 from simulations import search as module
-from simulations.probe import load_probe, run_probe
-from simulations.search import search
+from simulations.probe import METHODS, ProbeExperiment, load_probe, run_probe
+from simulations.search import Trial, count_trials, search
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "nodes"
 
 SEARCH = """
 [search]
@@ -194,3 +197,20 @@ def test_a_mistake_is_told_before_the_first_trial(graphcl, tmp_path, table, mess
     assert code == 2
     assert message.replace(".search.", "[search]") in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ["aspect", "grace", "bgrl"])
+def test_every_value_that_our_files_search_can_be_tried(path, method, monkeypatch) -> None:
+    tried: list[ProbeExperiment] = []
+
+    def attempt(experiment: ProbeExperiment, settings: dict) -> Trial:
+        tried.append(experiment)
+        return Trial(settings, 0.5, 0.0)
+
+    monkeypatch.setattr(module, "_try", attempt)
+    nested = read_toml(path, {"probe.method": method}, "graphcl probe")
+    search(nested, str(path))
+    assert 1 < len(tried) <= count_trials(load_probe(path, {"probe.method": method}))
+    for experiment in tried:
+        METHODS[method](getattr(experiment, method))
