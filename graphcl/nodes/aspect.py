@@ -29,7 +29,7 @@ from graphcl.nodes.method import (
     projection_head,
 )
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
-from graphcl.nodes.prepared import PreparedGraph, prepare
+from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator, filter_polynomial
 from graphcl.spectral.sparse import block_width
 
@@ -227,9 +227,6 @@ class ASPECT(SpectralEncoder, NodeMethod):
         self.projection = projection_head(self.config.hidden_channels, channels)
         self.channel_projection = projection_head(width, channels)
         self.create_policy(width)
-
-    def prepare(self, data: Data) -> PreparedGraph:
-        return prepare(data, self.config.row_norm)
 
     def loss(self, graph: PreparedGraph) -> dict[str, Tensor]:
         anchors = draw_anchors(len(graph.x), self.config.num_anchors)

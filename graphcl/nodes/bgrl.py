@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from graphcl.nodes.batch_norm import BatchNorm
 from graphcl.nodes.convolution import ConvolutionEncoder, View, draw_view
-from graphcl.nodes.features import Features
+from graphcl.nodes.features import Features, RowNorm
 from graphcl.nodes.method import MethodConfig, NodeMethod
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import SymmetricOperator
@@ -33,6 +33,7 @@ class BGRLConfig(MethodConfig):
     """
 
     hidden_channels: int = 256
+    row_norm: RowNorm = "l1"
     drop_features: float = 0.3
     drop_edges: float = 0.2
     momentum: float = 0.99

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphcl.contrast import info_nce
 from graphcl.nodes.convolution import ConvolutionEncoder, draw_view
-from graphcl.nodes.features import Features
+from graphcl.nodes.features import Features, RowNorm
 from graphcl.nodes.method import MethodConfig, NodeMethod, draw_anchors, projection_head
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import SymmetricOperator
@@ -22,6 +22,7 @@ class GRACEConfig(MethodConfig):
     """Hyper-parameters of :class:`GRACE`; see :class:`graphcl.nodes.ASPECTConfig`."""
 
     hidden_channels: int = 256
+    row_norm: RowNorm = "l1"
     drop_features: float = 0.3
     drop_edges: float = 0.2
     temperature: float = 0.5

@@ -125,7 +125,7 @@ class NodeMethod(nn.Module, ABC):
 
     def prepare(self, data: Data) -> PreparedGraph:
         """Return a graph as the method reads it."""
-        return prepare(data)
+        return prepare(data, self.config.row_norm)
 
     def _start(self, graph: PreparedGraph) -> Self:
         seed_everything(self.config.seed, "method")

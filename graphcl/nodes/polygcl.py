@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from graphcl.nodes.batch_norm import BatchNorm
-from graphcl.nodes.features import Features, dense, drop
+from graphcl.nodes.features import Features, RowNorm, dense, drop
 from graphcl.nodes.method import MethodConfig, NodeMethod, grouped
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import MonotoneFilters, SymmetricOperator
@@ -39,6 +39,7 @@ class PolyGCLConfig(MethodConfig):
 
     hidden_channels: int = 512
     order: int = 10
+    row_norm: RowNorm = "l1"
     drop_features: float = 0.5
     dropout: float = 0.5
     batch_norm: bool = False

@@ -218,6 +218,13 @@ def test_batches_of_graphs_without_edges_are_defined(method, config, num_nodes):
     assert torch.isfinite(fitted.embed(lonely)).all()
 
 
+@pytest.mark.parametrize(("norm", "order"), [("l1", 1), ("l2", 2)])
+@pytest.mark.parametrize(("method", "config"), METHODS, ids=IDS)
+def test_rows_are_scaled_as_configured(method, config, norm, order, data):
+    read = method(replace(config, row_norm=norm)).prepare(data).x
+    torch.testing.assert_close(read.norm(order, dim=1), torch.ones(len(read)))
+
+
 def test_sparse_features_are_read_as_the_dense_ones(data):
     x = torch.where(torch.rand(data.x.shape, generator=torch.Generator()) < 0.05, data.x, 0)
     dense, config = Data(x=x, edge_index=data.edge_index), GRACEConfig(**SMALL)
