@@ -31,7 +31,7 @@ from graphcl.nodes.method import (
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import PreparedGraph
 from graphcl.spectral import FilterMode, MonotoneFilters, SymmetricOperator, filter_polynomial
-from graphcl.spectral.sparse import block_width
+from graphcl.spectral.sparse import CACHED, block_width
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,11 @@ class SpectralEncoder(nn.Module):
         coefficients: Tensor,
     ) -> Tensor:
         # The linear map first: it commutes with the filter and makes it narrower. And for a few
-        # columns at a time, which go from the one to the other within the cache.
+        # columns at a time, which go from the one to the other within the cache; on larger graphs
+        # there is less to gain, and blocks that lie about in memory take a quarter more of it.
         width = block_width(len(x), layer.out_features, layer.weight.device)
+        if len(x) * width > 4 * CACHED:
+            width = layer.out_features
         filtered = torch.cat(
             [
                 filter_polynomial(operator, linear(x, weight), coefficients, nodes)
