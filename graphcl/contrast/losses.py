@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from graphcl.contrast.kernel import Reduction, contrastive_loss
 from graphcl.contrast.pairs import ExcludeIndex, PositiveIndex, SameLabel
-from graphcl.contrast.two_views import LEAST_TEMPERATURE, two_view_loss
+from graphcl.contrast.two_views import halves, two_view_loss
 from graphcl.errors import GraphCLError
 
 
@@ -39,7 +39,7 @@ def info_nce(
         symmetric: Whether to average over both directions instead of asking only z1 for z2.
         sample_weight: Weights of the nodes in the mean.
         block_size: See :func:`contrastive_loss`. With negatives within views, both directions and a
-            constant temperature from 0.025 on, no pair is computed twice.
+            constant temperature from 0.025 on, about half of the pairs are computed.
         reduction: See :func:`contrastive_loss`.
 
     Raises:
@@ -58,10 +58,9 @@ def info_nce(
             "pass the same nodes in both views"
         )
 
-    constant = not isinstance(temperature, Tensor) and LEAST_TEMPERATURE <= temperature < torch.inf
-    halved = constant and symmetric and intra_view_negatives and z1.numel()
-    if halved and block_size is not None:
-        return two_view_loss(z1, z2, float(temperature), sample_weight, block_size, reduction)
+    both = symmetric and intra_view_negatives and z1.numel()
+    if both and block_size is not None and halves(temperature):
+        return two_view_loss(z1, z2, temperature, sample_weight, block_size, reduction)
 
     def direction(anchors: Tensor, positives: Tensor) -> Tensor:
         own = torch.arange(len(anchors), device=anchors.device)

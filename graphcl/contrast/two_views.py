@@ -2,14 +2,15 @@
 
 With the views below one another in ``z``, rows of length one, the loss of row i with partner p is
 
-    l_i = log sum_{j != i} e_ij - s_ip / tau,    e_ij = exp(s_ij / tau),    s = z z^T
+    l_i = log (sum_{j != i} e_ij / e_ip),    e_ij = exp(s_ij / tau),    s = z z^T
 
-``e`` is symmetric: its sums come from the pairs above the diagonal, and with ``a_i`` for the
-gradient of the logarithm over its sum, that of ``z`` is ``((a_i + a_j) e_ij) z / tau``, symmetric
-as well. The general kernel computes every pair twice, and its gradient from either side.
+``e`` is symmetric: its sums come from the pairs above the diagonal. So is the gradient of the
+scores, ``(a_i + a_j) e_ij / tau`` with ``a_i`` for that of ``l_i`` over the sum of row i, less
+``a_i`` times that sum at the partner. The general kernel computes every pair twice, and its
+gradient from either side.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ from graphcl.contrast.kernel import Reduction, check_settings, check_sides, redu
 from graphcl.contrast.scores import directions
 from graphcl.errors import GraphCLError
 
-# Rows of a tile that stays in a core's cache.
+# Rows of a tile.
 _TILE = 128
-# exp(1 / tau) and its inverse, summed over any number of nodes, have room in single precision.
-LEAST_TEMPERATURE = 0.025
+
+
+def halves(temperature: float | Tensor) -> TypeGuard[float]:
+    """Return whether ``exp(1 / tau)``, its inverse and their sums have room in single precision."""
+    return isinstance(temperature, float | int) and 0.025 <= temperature < 1e30
 
 
 def two_view_loss(
@@ -41,10 +45,10 @@ def two_view_loss(
     Args:
         z1: Embeddings of the first view.
         z2: Embeddings of the second view.
-        temperature: ``tau``, :data:`LEAST_TEMPERATURE` or more.
+        temperature: ``tau``, one that :func:`halves` allows.
         sample_weight: Weights of the nodes in the mean.
-        block_size: Memory is for so many rows of pairs; up to so many nodes, the pairs are kept for
-            the way back.
+        block_size: Of up to so many nodes, the pairs are kept for the way back; of more, those of
+            up to so many rows are in memory at a time.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Raises:
@@ -58,28 +62,30 @@ def two_view_loss(
     # Autocast would compute the tiles in half precision, where exp(1 / 0.05) has no room.
     with torch.autocast(z1.device.type, enabled=False):
         z = directions(torch.cat([z1.to(dtype), z2.to(dtype)]))
-        partition = _LogPartition.apply(z, temperature, min(block_size, _TILE), n <= block_size)
-        positive = (z[:n] * z[n:]).sum(1) / temperature
-        loss = partition.view(2, n).mean(0) - positive
+        loss = _TwoViews.apply(z, temperature, min(block_size, _TILE), n <= block_size)
         return reduce_rows(loss, torch.ones_like(loss, dtype=torch.bool), weight, reduction)
 
 
-class _LogPartition(torch.autograd.Function):
-    """``log sum_{j != i} exp(<z_i, z_j> / tau)`` of every row, tile by tile above the diagonal."""
+class _TwoViews(torch.autograd.Function):
+    """Mean of both directions' losses of every node, tile by tile above the diagonal."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, tau: float, tile: int, keep: bool) -> Tensor:
-        sums, kept = z.new_zeros(len(z)), []
-        for start in range(0, len(z), tile):
+        n = len(z) // 2
+        sums, positive, kept = z.new_zeros(2 * n), z.new_empty(n), []
+        for start in range(0, 2 * n, tile):
             end = start + tile
             scores = _exp_scores(z, start, end, tau)
             sums[start:end] += scores.sum(1)
             sums[end:] += scores[:, tile:].sum(0)
+            if start < n:
+                # From the same product as the sums, so that they cancel where views agree.
+                positive[start:end] = scores.diagonal(n)
             if keep:
                 kept.append(scores)
-        ctx.save_for_backward(z, sums, *kept)
+        ctx.save_for_backward(z, sums, positive, *kept)
         ctx.settings = tau, tile
-        return sums.log()
+        return (sums.view(2, n) / positive).log().mean(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -89,14 +95,21 @@ class _LogPartition(torch.autograd.Function):
                 "info_nce: the blocked path has no second derivative; "
                 "pass block_size=None where the gradient itself is differentiated"
             )
-        z, sums, *kept = ctx.saved_tensors
+        z, sums, positive, *kept = ctx.saved_tensors
         tau, tile = ctx.settings
-        share, grad = grads[0] / (sums * tau), torch.zeros_like(z)
+        n, by_view = len(positive), sums.view(2, -1)
+        each = grads[0] / (2 * tau)
+        share, grad = (each / by_view).view(-1), torch.zeros_like(z)
+        partner = (each * (positive / by_view - 1)).sum(0)
         with torch.autocast(z.device.type, enabled=False):
-            for start in range(0, len(z), tile):
-                end = start + tile
+            for start in range(0, 2 * n, tile):
+                end = min(start + tile, 2 * n)
                 scores = kept[start // tile] if kept else _exp_scores(z, start, end, tau)
                 pull = (share[start:end, None] + share[start:]).mul_(scores)
+                if start < n:
+                    pull.diagonal(n).copy_(partner[start:end])
+                if start < end - n:  # a pair of partners within the rows of one tile
+                    pull[:, : end - start].diagonal(-n).copy_(partner[start : end - n])
                 grad[start:end].addmm_(pull, z[start:])
                 grad[end:].addmm_(pull[:, tile:].T, z[start:end])
         return grad, None, None, None

@@ -171,18 +171,18 @@ class SpectralEncoder(nn.Module):
         coefficients: Tensor,
     ) -> Tensor:
         # The linear map first: it commutes with the filter and makes it narrower. And for a few
-        # columns at a time, which go from the one to the other within the cache; on larger graphs
-        # there is less to gain, and blocks that lie about in memory take a quarter more of it.
-        width = block_width(len(x), layer.out_features, layer.weight.device)
-        if len(x) * width > 4 * CACHED:
-            width = layer.out_features
-        filtered = torch.cat(
-            [
-                filter_polynomial(operator, linear(x, weight), coefficients, nodes)
-                for weight in layer.weight.split(width)
-            ],
-            1,
-        )
+        # columns at a time, which go from the one to the other within the cache. On larger graphs
+        # there is less to gain, and blocks that lie about in memory take a quarter more of it;
+        # dense features would be read once more for every block.
+        weight = layer.weight
+        width = block_width(len(x), len(weight), weight.device)
+        if isinstance(x, Tensor) or len(x) * width > 4 * CACHED:
+            width = len(weight)
+        parts = [
+            filter_polynomial(operator, linear(x, block), coefficients.to(weight.dtype), nodes)
+            for block in weight.split(width)
+        ]
+        filtered = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         activated: Tensor = self.activation(
             torch.add(layer.bias, filtered, alpha=self.config.input_scale)
         )

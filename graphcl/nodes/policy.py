@@ -33,7 +33,7 @@ class SpectralPolicy(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Return the share of each channel for every node."""
         # One layer on the directions of both channels, divided by their lengths after the product,
-        # where the rows are shorter.
+        # where a row has only as many numbers as the hidden layer.
         weights = self.hidden.weight.chunk(2, dim=1)
         hidden = self.hidden.bias + sum(
             F.linear(part, weight) / part.norm(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -46,7 +46,9 @@ def product(matrix: Tensor, x: Tensor) -> Tensor:
     Shapes:
         matrix: CSR or dense, ``[N, M]``; x: ``[M, D]``. Returns ``[N, D]``.
     """
-    blocks, multiply = column_blocks(x), multiplier(matrix, x)
+    if not _in_bags(matrix, x):
+        return matrix @ x
+    multiply, blocks = multiplier(matrix, x), column_blocks(x)
     if len(blocks) == 1:
         return multiply(x.contiguous())
     out = x.new_empty(matrix.size(0), x.size(1))
@@ -56,13 +58,17 @@ def product(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def multiplier(matrix: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what multiplies ``matrix [N, M]`` with one block of the columns of ``x [M, D]``."""
-    sparse = matrix.layout == torch.sparse_csr
-    if not sparse or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+    """Return what multiplies ``matrix [N, M]`` with contiguous columns of the kind of ``x``."""
+    if not _in_bags(matrix, x):
         return matrix.matmul
     columns, ends, values = matrix.col_indices(), matrix.crow_indices(), matrix.values()
     # The arguments: by frequency, mode "sum", sparse gradient, weights, the last end is there.
     return lambda block: torch.embedding_bag(block, columns, ends, False, 0, False, values, True)[0]
+
+
+def _in_bags(matrix: Tensor, x: Tensor) -> bool:
+    single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return single and matrix.layout == torch.sparse_csr
 
 
 def column_blocks(x: Tensor) -> list[slice]:
@@ -73,9 +79,10 @@ def column_blocks(x: Tensor) -> list[slice]:
 
 
 def block_width(rows: int, columns: int, device: torch.device) -> int:
-    """Return how many columns of a matrix to multiply at a time; all on another device than a CPU.
+    """Return how many columns of a matrix to multiply at a time, perhaps more than it has.
 
-    Columns do not mix: a product of so few stays in a core's own cache.
+    On another device than a CPU, all. Columns do not mix: a product of so few stays in a core's own
+    cache.
     """
     if device.type != "cpu":
         return max(1, columns)

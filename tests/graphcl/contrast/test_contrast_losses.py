@@ -13,6 +13,7 @@ from graphcl.contrast import (
     bpr,
     elementwise_triplet,
     info_nce,
+    losses,
     prototype_contrast,
     supervised_contrastive,
 )
@@ -87,13 +88,85 @@ def test_info_nce_has_room_in_single_precision_at_low_temperatures() -> None:
     opposite = torch.tensor([[1.0], [-1.0]]).requires_grad_()
     for z, temperature, expected in (
         (alike, 0.025, math.log(2 * len(alike) - 1)),
-        (opposite, 0.025, math.log1p(2 * math.exp(-80))),
-        (opposite, 0.01, math.log1p(2 * math.exp(-200))),
+        (opposite, 0.025, 0.0),
+        (opposite, 0.01, 0.0),
     ):
         loss = info_nce(z, z, temperature=temperature)
         assert loss.item() == pytest.approx(expected, abs=1e-5)
         (grad,) = torch.autograd.grad(loss, z)
         assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.025, 0.05, 0.5])
+def test_info_nce_keeps_its_digits_where_views_agree(temperature: float) -> None:
+    z = torch.randn(100, 64).requires_grad_()
+    loss = info_nce(z, z, temperature=temperature, reduction="none")
+    assert (loss >= 0).all()
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    exact = z.detach().double().requires_grad_()
+    expected = info_nce(exact, exact, temperature=temperature, reduction="none", block_size=None)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected.sum(), exact)
+    assert (grad - wanted).norm() <= 1e-3 * wanted.norm()
+
+
+def test_info_nce_takes_half_of_the_pairs_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    halved = losses.two_view_loss
+
+    def record(*arguments: Any) -> Tensor:
+        calls.append(arguments[2])
+        return halved(*arguments)
+
+    monkeypatch.setattr(losses, "two_view_loss", record)
+    z1, z2 = doubles(5, 3), doubles(5, 3)
+    for temperature in (0.025, 0.5, 1):
+        info_nce(z1, z2, temperature=temperature)
+    assert calls == [0.025, 0.5, 1]
+    for settings in (
+        {"block_size": None},
+        {"symmetric": False},
+        {"intra_view_negatives": False},
+        {"temperature": 0.02},
+        {"temperature": torch.tensor(0.5)},
+    ):
+        info_nce(z1, z2, **settings)
+    assert len(calls) == 3
+
+
+def test_info_nce_is_not_computed_in_half_precision() -> None:
+    z1, z2 = torch.randn(40, 8).requires_grad_(), torch.randn(40, 8)
+    expected = info_nce(z1, z2, temperature=0.05)
+    (wanted,) = torch.autograd.grad(expected, z1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = info_nce(z1, z2, temperature=0.05)
+        (grad,) = torch.autograd.grad(loss, z1)
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, wanted)
+    half = info_nce(z1.to(torch.float16), z2.to(torch.float16), temperature=0.05)
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_size": 0}, "block_size is 0"),
+        ({"reduction": "max"}, "unknown reduction 'max'"),
+        ({"temperature": 1e300}, "temperature is inf"),
+        ({"sample_weight": torch.ones(3)}, "3,"),
+        ({"z1": torch.ones(5, 2, dtype=torch.long)}, "pass a matrix of floats"),
+    ],
+)
+def test_info_nce_refuses_what_the_kernel_refuses(settings: dict[str, Any], message: str) -> None:
+    views = {"z1": torch.ones(5, 2), "z2": torch.ones(5, 2)}
+    with pytest.raises(GraphCLError, match=message):
+        info_nce(**{**views, **settings})
+
+
+def test_info_nce_in_blocks_has_no_second_derivative() -> None:
+    z1, z2 = doubles(4, 3), doubles(4, 3)
+    with pytest.raises(GraphCLError, match="no second derivative"):
+        torch.autograd.grad(info_nce(z1, z2), z1, create_graph=True)
 
 
 def test_info_nce_does_not_count_a_node_against_itself() -> None:

@@ -27,6 +27,7 @@ from graphcl.nodes import (
 )
 from graphcl.nodes.policy import SpectralPolicy, evidence_target, policy_divergence
 from graphcl.nodes.prepared import prepare
+from graphcl.spectral import sparse
 from graphcl.spectral.sparse import building_csr
 from graphcl.training import seed_everything
 
@@ -225,6 +226,25 @@ def test_rows_are_scaled_as_configured(method, config, norm, order, data):
     torch.testing.assert_close(read.norm(order, dim=1), torch.ones(len(read)))
 
 
+def test_channels_are_the_same_a_few_columns_at_a_time(data, monkeypatch):
+    x = torch.where(torch.rand(data.x.shape) < 0.05, data.x, 0)
+    method = ASPECT(ASPECTConfig(**SMALL)).start(Data(x=x, edge_index=data.edge_index))
+    graph = method.prepare(Data(x=x, edge_index=data.edge_index))
+    weights = [method.low.weight, method.high.weight, method.filters.theta]
+    found = []
+    for columns in (64, 6):
+        monkeypatch.setattr(sparse, "CACHED", 1)
+        monkeypatch.setattr(sparse, "LEAST_COLUMNS", columns)
+        method.eval()
+        z = method.embedding(graph)
+        found.append((z, *torch.autograd.grad(z.square().sum(0).cos().sum(), weights)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = method.embedding(graph).float()
+    torch.testing.assert_close(rounded, found[0][0], rtol=0.1, atol=0.02)
+
+
 def test_sparse_features_are_read_as_the_dense_ones(data):
     x = torch.where(torch.rand(data.x.shape, generator=torch.Generator()) < 0.05, data.x, 0)
     dense, config = Data(x=x, edge_index=data.edge_index), GRACEConfig(**SMALL)
@@ -317,6 +337,15 @@ def test_policy_starts_undecided_and_rows_sum_to_one(data):
     torch.testing.assert_close(trained.sum(1), torch.ones(90))
     assert trained[:, 0].std() > 0
     assert SpectralPolicy(4)(torch.zeros(2, 4), torch.ones(2, 4)).tolist() == [[0.5, 0.5]] * 2
+
+
+def test_a_policy_asks_for_directions_and_not_for_lengths():
+    policy = SpectralPolicy(4)
+    torch.nn.init.normal_(policy.shares.weight)
+    low, high = torch.randn(6, 4), torch.randn(6, 4)
+    shares = policy(low, high)
+    assert (shares - 0.5).abs().max() > 0.01
+    torch.testing.assert_close(policy(30 * low, high / 70), shares)
 
 
 def test_evidence_prefers_the_channel_with_the_smaller_loss():

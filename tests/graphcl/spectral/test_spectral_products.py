@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from graphcl.spectral import EdgePattern, sparse
+from graphcl.spectral import EdgePattern, filter_polynomial, sparse
 from graphcl.spectral.sparse import building_csr, product
 
 WIDTH = 16
@@ -79,3 +79,29 @@ def test_threads_change_no_bit() -> None:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("nodes", [None, torch.tensor([3, 0, 3, 7])])
+@pytest.mark.parametrize("filters", [1, 2])
+def test_a_filter_is_the_dense_one_over_several_blocks(nodes, filters) -> None:
+    edges = torch.randint(12, (2, 30), generator=torch.Generator().manual_seed(0))
+    operator = EdgePattern(edges, 12).shifted_laplacian()
+    v = torch.randn(12, 2 * WIDTH + 3, requires_grad=True)
+    c = torch.randn(4, filters, requires_grad=True)
+    found = filter_polynomial(operator, v, c, nodes)
+    expected = filter_polynomial(operator.to_dense(), v, c, nodes)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    for grad, wanted in zip(
+        torch.autograd.grad(found, (v, c), upstream),
+        torch.autograd.grad(expected, (v, c), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_of_another_kind_is_torch_own() -> None:
+    dense = sparse_matrix(6, 5, torch.float64)
+    torch.testing.assert_close(product(dense, torch.ones(5).double()), dense.sum(1))
+    with pytest.raises(RuntimeError):
+        product(dense, torch.ones(4, 0).double())
