@@ -141,6 +141,8 @@ class RayGrid(SimulatedGrid):
         replies: list[Message] = []
         while pieces:
             piece, *rest = pieces
+            if piece.call is None:
+                (piece,) = self._call(actor, [piece], stored)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             limits = [limit for limit in (left, self._client_timeout) if limit is not None]
             try:
@@ -158,7 +160,9 @@ class RayGrid(SimulatedGrid):
                 if not again:
                     why = "the client's process died, again on a new actor"
                     replies += [error_reply(message, why) for message in piece.batch]
-                pieces = self._call(actor, again + rest, stored)
+                # One at a time: of a call that is followed by another, the answer may be lost where
+                # the actor dies of the other.
+                pieces = again + [replace(one, call=None) for one in rest]
             else:
                 pieces = rest
                 replies += [answer.reply for answer in answers]
