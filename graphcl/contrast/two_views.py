@@ -5,9 +5,9 @@ With the views below one another in ``z``, rows of length one, the loss of row i
     l_i = log (sum_{j != i} e_ij / e_ip),    e_ij = exp(s_ij / tau),    s = z z^T
 
 ``e`` is symmetric: its sums come from the pairs above the diagonal. So is the gradient of the
-scores, ``(a_i + a_j) e_ij / tau`` with ``a_i`` for that of ``l_i`` over the sum of row i, less
-``a_i`` times that sum at the partner. The general kernel computes every pair twice, and its
-gradient from either side.
+scores, ``(a_i + a_j) e_ij / tau`` with ``a_i`` for the gradient of ``l_i`` over the sum of row i;
+at the partner the gradients of ``l_i`` and ``l_p``, over ``tau``, are taken off. The general kernel
+computes every pair twice, and its gradient from either side.
 """
 
 from typing import Any, TypeGuard
